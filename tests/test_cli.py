@@ -1,0 +1,64 @@
+"The commands, on faces that nobody here has drawn: a photo with points placed by hand, zipped in Microsoft's layout"
+import zipfile
+from pathlib import Path
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from skimage import data
+from tiny import tiny_base
+from typer.testing import CliRunner
+from facecontrol.cli import app
+from facecontrol.facesynthetics import encode_png, format_landmarks, parse_landmarks
+from facecontrol.landmarks import draw_mask
+
+here = Path(__file__).parent
+
+def shell(*words):
+    "Run a command in this process; hand back what it said"
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception: raise done.exception
+    return done.output
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory):
+    "A zip of six photos: the astronaut at several sizes and places, always 512 px"
+    work = tmp_path_factory.mktemp('cli')
+    points = parse_landmarks((here/'astronaut_ldmks.txt').read_text())
+    with zipfile.ZipFile(work/'photos.zip', 'w') as archive:
+        for n, (left, top, side) in enumerate([(0, 0, 512), (120, 20, 200), (100, 0, 256), (130, 10, 190), (90, 0, 280), (60, 0, 340)]):
+            image = Image.fromarray(data.astronaut()).resize((512, 512), box=(left, top, left + side, top + side))
+            moved = (points - (left, top) + .5) * 512 / side - .5
+            seg = Image.new('L', (512, 512))
+            ImageDraw.Draw(seg).polygon([tuple(p) for p in moved[:17]], fill=1)   # skin; nobody here looks at the rest
+            for name, content in (('.png', encode_png(image)), ('_seg.png', encode_png(seg)), ('_ldmks.txt', format_landmarks(moved))):
+                archive.writestr(f'{n:06d}{name}', content)
+    return work
+
+def test_photos_become_a_controlnet_that_draws(work):
+    said = shell('build', work/'photos.zip', work/'dataset', '--detector', 'dataset', '--captioner', 'none', '--size', '64')
+    assert 'rows to train on' in said and '0 faces were not found, 0 frames were bad' in said
+    base = tiny_base(work/'base')
+    said = shell('train', '--pretrained_model_name_or_path', base, '--dataset_name', work/'dataset', '--output_dir', work/'controlnet',
+                 '--max_train_steps', 2, '--train_batch_size', 2)
+    assert '2 steps' in said
+    points = work/'face_ldmks.txt'
+    points.write_text(format_landmarks(parse_landmarks((here/'astronaut_ldmks.txt').read_text())))
+    draw_mask(parse_landmarks(points.read_text())[:68], 512).save(work/'mask.png')
+    drawn = []
+    for source in (('--landmarks', points), ('--mask', work/'mask.png')):
+        shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--base', base, *source, '--steps', 1, '--out', work/'out.png')
+        drawn.append(np.array(Image.open(work/'out.png')))
+    assert drawn[0].shape == (64, 64, 3) and (drawn[0] == drawn[1]).all()
+
+@pytest.mark.parametrize('words, said', [
+    ('build nowhere out', 'nowhere is no folder, no zip'),
+    ('build photos.zip out --detector best', "name must be 'pocket'"),
+    ('faces out --n 0', 'n must be at least 1'),
+    ('generate --prompt a --controlnet b --out c.png', 'exactly one of --image, --landmarks and --mask, got none'),
+    ('generate --prompt a --controlnet b --out c.jpg --mask d', '--out must end in .png'),
+    ('generate --prompt a --controlnet b --out c.png --mask d', 'there is no file d')])
+def test_bad_input_costs_a_sentence(work, monkeypatch, words, said):
+    monkeypatch.chdir(work)
+    with pytest.raises(ValueError, match=said): shell(*words.split())
+    assert not (work/'out').exists()

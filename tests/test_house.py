@@ -1,0 +1,114 @@
+"The house: floors, shown names, README, quiet imports, export, wheel"
+import ast, os, re, shutil, subprocess, sys, zipfile
+from pathlib import Path
+import nbformat
+import pytest
+from readme import render
+
+root = Path(__file__).parents[1]
+floors = {p.stem[3:]: int(p.stem[:2]) for p in sorted(root.glob('nbs/[0-9][0-9]_*.ipynb'))}
+modules = sorted(p.stem for p in root.glob('facecontrol/*.py') if not p.stem.startswith('_'))
+
+def run(*command, cwd=root):
+    "Run a command; hand back what it said"
+    done = subprocess.run([str(c) for c in command], cwd=cwd, env=os.environ | {'PYTHONPATH': str(cwd)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+def imported(module):
+    "The rooms that a module imports from"
+    for node in ast.walk(ast.parse((root/'facecontrol'/f'{module}.py').read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom):
+            package = ['facecontrol'] * bool(node.level) + (node.module or '').split('.')
+            package = [part for part in package if part]
+            if package == ['facecontrol']: yield from (alias.name for alias in node.names)
+            elif package[0] == 'facecontrol': yield package[1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split('.')[1] for alias in node.names if alias.name.startswith('facecontrol.'))
+
+
+def test_every_module_has_its_notebook(): assert modules == sorted(floors)
+
+@pytest.mark.parametrize('module', modules)
+def test_a_module_imports_only_from_lower_floors(module):
+    above = {name: floors[name] for name in imported(module) if floors[name] >= floors[module]}
+    assert not above, f'{module} is on floor {floors[module]} and imports from {above}'
+
+
+def shown_and_exported(module):
+    "The names that a notebook exports, and those that its other cells use"
+    notebook = nbformat.read(next(root.glob(f'nbs/[0-9][0-9]_{module}.ipynb')), as_version=4)
+    exported, shown = set(), set()
+    for cell in notebook.cells:
+        if cell.cell_type != 'code': continue
+        tree = ast.parse(re.sub(r'^[%!].*', '', cell.source, flags=re.M))
+        if not re.match(r'#\|\s*export', cell.source):
+            shown |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+            continue
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): exported.add(node.name)
+            elif isinstance(node, ast.AnnAssign): exported.add(node.target.id)
+            elif isinstance(node, ast.Assign): exported |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    return shown, {name for name in exported if not name.startswith('_')}
+
+@pytest.mark.parametrize('module', modules)
+def test_every_exported_name_is_shown_in_its_notebook(module):
+    shown, exported = shown_and_exported(module)
+    assert exported <= shown, f'{module} exports but never shows {sorted(exported - shown)}'
+
+
+def test_readme_is_what_index_renders_to():
+    text, pictures = render()
+    assert (root/'README.md').read_text(encoding='utf-8') == text, 'run `make readme`'
+    for path, data in pictures.items(): assert path.read_bytes() == data, 'run `make readme`'
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\(([^)\s]+)\)', (root/'README.md').read_text(encoding='utf-8'))
+    local = [link.split('#')[0] for link in links if not re.match('https?:|#', link)]
+    assert local and not [link for link in local if not (root/link).exists()]
+
+@pytest.mark.parametrize('path', sorted(root.glob('nbs/**/*.ipynb')), ids=lambda p: p.stem)
+def test_a_notebook_is_light(path): assert path.stat().st_size < 500_000
+
+
+quiet = [m for m in modules if m in ('plan', 'store', 'pocket', 'landmarks', 'faces', 'facesynthetics', 'cli')]
+
+@pytest.mark.parametrize('name', ['facecontrol'] + [f'facecontrol.{m}' for m in quiet])
+def test_a_quiet_import_loads_no_torch(name): run(sys.executable, '-c', f'import {name}, sys; assert "torch" not in sys.modules')
+
+def test_help_loads_no_torch():
+    said = run(sys.executable, '-c', '''
+import sys
+from facecontrol.cli import main
+sys.argv = ['facecontrol', '--help']
+try: main()
+except SystemExit: pass
+print('torch' in sys.modules)''')
+    assert 'quickstart' in said and said.strip().endswith('False')
+
+def test_pyflakes_finds_nothing(): run(sys.executable, '-m', 'pyflakes', 'facecontrol', 'tests', 'setup.py')
+
+
+@pytest.fixture
+def copy(tmp_path):
+    "The project in another folder, to be exported and built there"
+    for name in ('facecontrol', 'nbs'):
+        shutil.copytree(root/name, tmp_path/name, symlinks=True, ignore=shutil.ignore_patterns('cache', 'runs', '__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE', '_quarto.yml'):
+        if (root/name).exists(): shutil.copy(root/name, tmp_path/name)
+    return tmp_path
+
+def test_export_changes_nothing(copy):
+    run(Path(sys.executable).with_name('nbdev_export'), cwd=copy)
+    assert not (copy/'pyproject.toml').exists()
+    for path in sorted(copy.glob('facecontrol/*.py')):
+        assert path.read_text() == (root/'facecontrol'/path.name).read_text(), f'run nbdev_export: {path.name} differs'
+
+def test_the_wheel_carries_the_weights(copy):
+    run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', copy/'dist', '.', cwd=copy)
+    wheel, = (copy/'dist').glob('facecontrol-*.whl')
+    inside = zipfile.ZipFile(wheel).namelist()
+    weights = [p.relative_to(root).as_posix() for p in root.glob('facecontrol/weights/**/*') if p.is_file()]
+    assert any(name.endswith('.safetensors') for name in weights)
+    assert set(weights) <= set(inside) and 'facecontrol/cli.py' in inside
+    assert wheel.stat().st_size < 30e6
