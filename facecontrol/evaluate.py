@@ -185,7 +185,7 @@ def choose(
     return best | {'why': f"step {best['step']} is the earliest within {slack:.0%} of the lowest error, {lowest:.1%}, among {len(able)} of {len(points)} "
                           f"checkpoints that keep {keep:.0%} of what the base knew"}
 
-# %% ../nbs/09_evaluate.ipynb #a87739db
+# %% ../nbs/09_evaluate.ipynb #a8bf9a30
 def draw_curves(
     points:Sequence[dict], # as in `choose`
     chosen:dict|None=None, # from `choose`
@@ -198,12 +198,13 @@ def draw_curves(
     above, below = figure.subplots(2, sharex=True)
     steps = [point['step'] for point in points]
     above.plot(steps, [point['nme_median'] for point in points], 'o-', color='C0')
-    above.set(ylabel='median NME', ylim=0)
+    above.set(ylabel='median NME')
     below.plot(steps, [point['retention'] for point in points], 'o-', color='C1')
     below.set(ylabel='retention', xlabel='step', ylim=(0, 1.08))
     for axis, level, name in ((above, floor, 'floor: the detector'), (above, ceiling, 'ceiling: no control'), (below, keep, 'to be kept')):
         if level is None: continue
         axis.axhline(level, color='grey', lw=0.8, ls='--')
         axis.annotate(name, (steps[-1], level), (0, 2), textcoords='offset points', ha='right', fontsize=8, color='grey')
+    above.set_ylim(0)
     if chosen: above.axvline(chosen['step'], color='grey', lw=0.8), below.axvline(chosen['step'], color='grey', lw=0.8)
     return figure

@@ -90,14 +90,14 @@ def flip_landmarks(
     flipped[..., 0] = width - 1 - flipped[..., 0]
     return flipped
 
-# %% ../nbs/01_landmarks.ipynb #102d1455
+# %% ../nbs/01_landmarks.ipynb #7177a917
 def scale_landmarks(
     landmarks:np.ndarray, # `(..., 2)` x, y in pixels
     from_size:int, # width of the picture they belong to, pixels
     to_size:int, # width of the resized picture, pixels
 )->np.ndarray: # same shape
     "The landmarks of the resized picture; (0, 0) is the centre of a pixel, not its corner"
-    return (landmarks + np.float32(0.5)) * np.float32(to_size / from_size) - np.float32(0.5)
+    return (landmarks + 0.5) * (to_size / from_size) - 0.5
 
 # %% ../nbs/01_landmarks.ipynb #7860e21e
 _BLACK = np.frombuffer(b'\0\0\0\xff', np.uint32)[0] # one opaque pixel
@@ -122,9 +122,9 @@ def _pen(
     canvas = np.asarray(renderer.buffer_rgba()).view(np.uint32)[..., 0]
     return renderer, canvas, strokes, Affine2D.from_values(1, 0, 0, -1, 0.5, size - 0.5)
 
-# %% ../nbs/01_landmarks.ipynb #398d4dca
+# %% ../nbs/01_landmarks.ipynb #6742e801
 def _draw(
-    faces, # each `(68, 2)` x, y in pixels; a group with a NaN is left out
+    faces, # each `(68, 2)` x, y in pixels; a group of NaNs is left out
     size:int, # width and height of the canvas, pixels
     stroke:float, # width of a stroke, pixels
 )->np.ndarray: # `(size, size)` uint32, one RGBA pixel each; the next call draws over it

@@ -35,26 +35,26 @@ def test_a_module_imports_only_from_lower_floors(module):
     assert not above, f'{module} is on floor {floors[module]} and imports from {above}'
 
 
-def shown_and_exported(module):
-    "The names that a notebook exports, and those that its other cells use"
-    notebook = nbformat.read(next(root.glob(f'nbs/[0-9][0-9]_{module}.ipynb')), as_version=4)
-    exported, shown = set(), set()
-    for cell in notebook.cells:
-        if cell.cell_type != 'code': continue
-        tree = ast.parse(re.sub(r'^[%!].*', '', cell.source, flags=re.M))
-        if not re.match(r'#\|\s*export', cell.source):
-            shown |= {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
-            continue
-        for node in tree.body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)): exported.add(node.name)
-            elif isinstance(node, ast.AnnAssign): exported.add(node.target.id)
-            elif isinstance(node, ast.Assign): exported |= {t.id for t in node.targets if isinstance(t, ast.Name)}
-    return shown, {name for name in exported if not name.startswith('_')}
+def names(tree):
+    "Every name that a piece of code mentions"
+    return {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+
+def defined(tree):
+    "The public names that a cell defines"
+    found = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found.add(node.name)
+        elif isinstance(node, ast.Assign): found |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        elif isinstance(node, ast.AnnAssign): found.add(node.target.id)
+    return {name for name in found if not name.startswith('_')}
 
 @pytest.mark.parametrize('module', modules)
-def test_every_exported_name_is_shown_in_its_notebook(module):
-    shown, exported = shown_and_exported(module)
-    assert exported <= shown, f'{module} exports but never shows {sorted(exported - shown)}'
+def test_every_exported_name_is_used_in_its_notebook(module):
+    notebook = nbformat.read(next(root.glob(f'nbs/[0-9][0-9]_{module}.ipynb')), as_version=4)
+    cells = [(cell.source, ast.parse(re.sub(r'^[%!].*', '', cell.source, flags=re.M))) for cell in notebook.cells if cell.cell_type == 'code']
+    unused = {name for source, tree in cells if re.match(r'#\|\s*export', source) for name in defined(tree)
+              if not any(name in names(other) for _, other in cells if other is not tree)}
+    assert not unused, f'{module} exports but never uses {sorted(unused)}'
 
 
 def test_readme_is_what_index_renders_to():
