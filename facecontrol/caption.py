@@ -44,9 +44,10 @@ def _write(
     if cut: warnings.warn(f'{cut} of {len(images)} captions did not end within max_new_tokens={max_new_tokens} and were cut')
     return [clean_caption(text) for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
-# %% ../nbs/05_caption.ipynb #80a189fb
+# %% ../nbs/05_caption.ipynb #cbbffce1
 BLIPS = {'blip': 'Salesforce/blip-image-captioning-base', 'blip-large': 'Salesforce/blip-image-captioning-large'}
 
+# %% ../nbs/05_caption.ipynb #42ab7f29
 def _load_blip(
     name:str|Path, # as in `load_captioner`
     device:str|None, # None: the best at hand

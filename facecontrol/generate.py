@@ -23,7 +23,7 @@ from .landmarks import check_landmarks, draw_mask, scale_landmarks
 from .pocket import best_device, resolve_base
 from .train import ai_generated, pixels
 
-# %% ../nbs/08_generate.ipynb #79f9e30e
+# %% ../nbs/08_generate.ipynb #328f08f1
 def load_pipeline(
     base:str='pocket', # 'pocket', 'sd15', 'sd21', a folder, or a Hub id
     controlnet:str|Path|ControlNetModel|None=None, # a folder, a Hub id, or one in memory; None: the base alone
@@ -35,15 +35,15 @@ def load_pipeline(
     dtype = dtype or (torch.float16 if device.startswith('cuda') else torch.float32)
     folder, kind, parts = resolve_base(base), StableDiffusionPipeline, {}
     try:
-        if isinstance(controlnet, (str, Path)): controlnet = ControlNetModel.from_pretrained(controlnet, torch_dtype=dtype)
+        if isinstance(controlnet, (str, Path)): controlnet = ControlNetModel.from_pretrained(controlnet)
         if controlnet is not None: kind, parts = StableDiffusionControlNetPipeline, dict(controlnet=controlnet)
-        pipeline = kind.from_pretrained(folder, torch_dtype=dtype, **parts)
+        pipeline = kind.from_pretrained(folder, **parts)
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'base and controlnet must be folders or Hub ids of diffusers models, got {folder} and {controlnet}: {reason}') from None
     pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, dtype)
 
 # %% ../nbs/08_generate.ipynb #579ed25b
 def generate(
@@ -93,13 +93,14 @@ def _equally_many(
     masks = [Image.fromarray(pixels(mask, size).permute(1, 2, 0).numpy()) for mask in masks]
     return given['prompts'], masks, [int(seed) for seed in given.get('seeds', range(n))]
 
-# %% ../nbs/08_generate.ipynb #be804062
+# %% ../nbs/08_generate.ipynb #d579a2c4
 class Imitation(NamedTuple):
     "A picture, and how it came about"
     image:Image.Image # RGB, as large as the mask
     conditioning_image:Image.Image # the mask
     landmarks:np.ndarray # `(68, 2)` x, y in the photo's pixels
 
+# %% ../nbs/08_generate.ipynb #22098faa
 def photo_mask(
     landmarks:np.ndarray, # `(68, 2)` x, y in the photo's pixels
     photo_size:tuple[int, int], # width, height of the photo
@@ -110,6 +111,7 @@ def photo_mask(
     corner = np.array([(photo_size[0] - side) // 2, (photo_size[1] - side) // 2])
     return draw_mask(scale_landmarks(check_landmarks(landmarks) - corner, side, size), size)
 
+# %% ../nbs/08_generate.ipynb #fe768cb1
 def imitate(
     pipeline:DiffusionPipeline, # with a ControlNet
     prompt:str, # who shall make this face

@@ -18,13 +18,14 @@ from matplotlib.path import Path
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
-# %% ../nbs/01_landmarks.ipynb #4adf1566
+# %% ../nbs/01_landmarks.ipynb #0b049c53
 class Group(NamedTuple):
     "A run of landmarks that is drawn as one stroke"
     points:slice # which of the 68
     colour:tuple # red, green, blue, 0 to 255
     closed:bool # a filled shape, or an open stroke
 
+# %% ../nbs/01_landmarks.ipynb #9a444b02
 GROUPS = {
     'jaw': Group(slice(0, 17), (0, 255, 0), False),
     'right_brow': Group(slice(17, 22), (255, 255, 0), False),

@@ -139,24 +139,24 @@ def embed(
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt, quote=True)}" width="{image.width}" height="{image.height}" src="data:image/webp;base64,{data}">'
 
-# %% ../nbs/11_quickstart.ipynb #05ec207b
+# %% ../nbs/11_quickstart.ipynb #f2477995
 def error_curves(
     errors:dict, # {name: `(n,)` NME as fractions, infinite where no face was found}; two at most
     threshold:float=.15, # where a face counts as failed
     limit:float=.5, # the largest error shown
 )->str: # an `<svg>`
     "For each error, the share of faces that have at most this much"
-    x, y = lambda error: 44 + 340 * error / limit, lambda share: 196 - 180 * share
+    x, y = lambda error: 44 + 340 * error / limit, lambda share: 200 - 170 * share
     text = lambda px, py, said, anchor='middle': f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{said}</text>'
     parts = [f'<path class="rule" d="M44 {y(s)}H384"/>' + text(38, y(s) + 4, f'{s:.0%}', 'end') for s in (0, .25, .5, .75, 1)]
-    parts += [text(x(e), 212, f'{e:.0%}') for e in np.arange(0, limit + .01, .1)]
-    parts += [f'<path class="limit" d="M{x(threshold)} 16V196"/>', text(x(threshold) + 5, 110, f'failed beyond {threshold:.0%}', 'start')]
+    parts += [text(x(e), 216, f'{e:.0%}') for e in np.arange(0, limit + .01, .1)]
+    parts += [f'<path class="limit" d="M{x(threshold)} 30V200"/>', text(x(threshold) + 5, 114, f'failed beyond {threshold:.0%}', 'start')]
     at = np.linspace(0, limit, 101)
     for n, (name, values) in enumerate(errors.items()):
         points = ' '.join(f'{x(e):.1f},{y((np.asarray(values) <= e).mean()):.1f}' for e in at)
-        parts.append(f'<g class="c{n}"><polyline points="{points}"/>{text(380, 158 + 16 * n, name, "end")}</g>')
-    parts.append(text(214, 230, 'error, as a fraction of the distance between the outer eye corners'))
-    return f'<svg viewBox="0 0 396 238" role="img" aria-label="share of faces by error">{"".join(parts)}</svg>'
+        parts.append(f'<g class="c{n}"><polyline points="{points}"/>{text(44 + 110 * n, 14, name, "start")}</g>')
+    parts.append(text(214, 234, 'error, as a fraction of the distance between the outer eye corners'))
+    return f'<svg viewBox="0 0 396 242" role="img" aria-label="share of faces by error">{"".join(parts)}</svg>'
 
 # %% ../nbs/11_quickstart.ipynb #cd1131ac
 _CSS = '''
@@ -190,7 +190,7 @@ td:last-child { text-align:right; font-variant-numeric:tabular-nums; padding-rig
 footer { margin-top:52px }
 '''
 
-# %% ../nbs/11_quickstart.ipynb #f22c56e5
+# %% ../nbs/11_quickstart.ipynb #1e8cda0e
 def _figure(images, caption): # pictures side by side, over a line of text
     return f'<figure><div>{"".join(embed(image, alt) for alt, image in images.items())}</div><figcaption>{caption}</figcaption></figure>'
 
@@ -198,7 +198,9 @@ def _grid(columns, figures): return f'<div class="grid {columns}">{"".join(figur
 
 def _mark(good, said): return f'<span class="{"yes" if good else "no"}">{said}</span>'
 
-def _error(error): return _mark(error <= .15, f'{error:.1%}' if np.isfinite(error) else 'no face found')
+def _percent(error): return f'{error:.1%}' if np.isfinite(error) else 'no face found'
+
+def _error(error): return _mark(error <= .15, _percent(error))
 
 def _result(result): # a mask, what was drawn on it, and what was drawn without it
     images = {'the mask': result['mask'], 'drawn on it': result['image'], 'drawn without it': result['uncontrolled']}
@@ -214,7 +216,7 @@ def _flat(groups): # {group: {name: value}} -> one level
     said = lambda value: f'{value:.4g}' if isinstance(value, float) else value
     return {f'{group}: {name.replace("_", " ")}': said(value) for group, values in groups.items() for name, value in values.items()}
 
-# %% ../nbs/11_quickstart.ipynb #5040df6b
+# %% ../nbs/11_quickstart.ipynb #2841815a
 def report_page(
     report:dict, # the figures, as in report.json
     samples:list, # {'image', 'mask', 'caption'} of rows that were trained on
@@ -225,7 +227,7 @@ def report_page(
     adherence, train, base = report['adherence'], report['train'], report['base']
     worst = sorted(results, key=lambda r: -r['error'])[:6]
     curves = error_curves({'with the mask': [r['error'] for r in results], 'same prompt and seed, without': [r['uncontrolled_error'] for r in results]})
-    figures = (('median error with the mask', f'{adherence["nme_median"]:.1%}'), ('median error without it', f'{adherence["uncontrolled_nme_median"]:.1%}'),
+    figures = (('median error with the mask', _percent(adherence["nme_median"])), ('median error without it', _percent(adherence["uncontrolled_nme_median"])),
                ('of the faces are more than 15% off', f'{adherence["failure_rate_15"]:.1%}'), ('held-out masks, seen by no training', adherence['n']),
                (f'of training: {train["steps"]} steps', f'{train["seconds"] / 60:.1f} min'), ('for everything on this page', f'{report["seconds_total"] / 60:.1f} min'))
     body = f'''<h1>Does the face follow the mask?</h1>

@@ -350,12 +350,12 @@ def validation_grid(
         grid.paste(image, (n * size, size))
     return grid
 
-# %% ../nbs/07_train.ipynb #8308bdee
+# %% ../nbs/07_train.ipynb #68133983
 class LiveView:
     "A loss curve and the newest validation grid, redrawn in place in a notebook"
     def __init__(self):
         from IPython.display import display
-        self.handles = [display(display_id=True), display(display_id=True)]
+        self.curve, self.grid = display(display_id=True), display(display_id=True)
 
     def __call__(self,
         losses:list[float], # of every step so far
@@ -363,15 +363,20 @@ class LiveView:
     )->None:
         "Redraw"
         from matplotlib.figure import Figure
-        figure, buffer = Figure(figsize=(7, 2)), io.BytesIO()
+        figure = Figure(figsize=(7, 2))
         axes = figure.subplots()
         axes.plot(losses, lw=.5, color='0.7')
         window = max(1, len(losses) // 20)
-        if len(losses) > window: axes.plot(range(window - 1, len(losses)), np.convolve(losses, np.ones(window) / window, 'valid'))
-        axes.set(xlabel='step', ylabel='loss', yscale='log')
-        figure.savefig(buffer, bbox_inches='tight')
-        self.handles[0].update(Image.open(buffer))
-        if grid: self.handles[1].update(grid)
+        axes.plot(range(window - 1, len(losses)), np.convolve(losses, np.ones(window) / window, 'valid'))
+        axes.set(xlabel='step', ylabel='loss')
+        self._update(self.curve, 'PNG', lambda file: figure.savefig(file, bbox_inches='tight'))
+        if grid: self._update(self.grid, 'JPEG', lambda file: grid.save(file, 'JPEG', quality=90, subsampling=0))
+
+    def _update(self, handle, kind, save):
+        from IPython.display import Image as Shown
+        buffer = io.BytesIO()
+        save(buffer)
+        handle.update(Shown(buffer.getvalue(), format=kind))
 
 # %% ../nbs/07_train.ipynb #3a350124
 def load_rows(
@@ -387,7 +392,7 @@ def load_rows(
     if missing: raise ValueError(f'{dataset_name} has no column {", ".join(missing)}; its columns are {", ".join(rows.column_names)}')
     return rows.select_columns(list(columns)).select(range(min(max_train_samples or len(rows), len(rows))))
 
-# %% ../nbs/07_train.ipynb #07f78b3f
+# %% ../nbs/07_train.ipynb #c4885aa4
 _FREE = {'output_dir', 'max_train_steps', 'num_train_epochs', 'checkpointing_steps', 'checkpoints_total_limit', 'resume_from_checkpoint',
     'validation_prompt', 'validation_image', 'validation_steps'} # may change on resume: the maths of a step does not
 
@@ -425,8 +430,8 @@ def _checkpoint_to_resume(
     if folder is None: return None
     free = _FREE if settings['lr_scheduler'].startswith('constant') else _FREE - {'max_train_steps'}
     for key, was in verify(folder)['settings'].items():
-        if key not in free and settings[key] != was:
-            raise ValueError(f'{key} was {was!r} when {folder.name} was written, got {settings[key]!r}: go on with the same, or start in a new output_dir')
+        if key not in free and settings.get(key) != was:
+            raise ValueError(f'{key} was {was!r} when {folder.name} was written, got {settings.get(key)!r}: go on with the same, or start in a new output_dir')
     return folder
 
 # %% ../nbs/07_train.ipynb #394c5fb6

@@ -36,7 +36,7 @@ class Count:
 
 
 if __name__ == '__main__':
-    notebooks = sorted(p for p in root.glob('nbs/**/*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+    notebooks = sorted(p for p in (root/'nbs').glob('**/*.ipynb') if not any(part[0] in '._' for part in p.relative_to(root).parts))
     with ThreadPoolExecutor(at_once) as pool: results = list(pool.map(test_notebook, notebooks))
     count = Count()
     sys.path.insert(0, str(root))
