@@ -16,6 +16,6 @@ setup(
     long_description_content_type='text/markdown',
     packages=[ini['lib_name']], package_data={ini['lib_name']: ['weights/**']},
     python_requires=f">={ini['min_python']}", install_requires=ini['requirements'].split(),
-    extras_require={extra: ini[f'{extra}_requirements'].split() for extra in ('dev', 'demo', 'scale', 'track')},
+    extras_require={extra: ini[f'{extra}_requirements'].split() for extra in ('dev', 'demo', 'scale', 'track', 'small')},
     entry_points={'console_scripts': ini['console_scripts'].split()},
     zip_safe=False)

@@ -86,7 +86,7 @@ def _identify(
     p[MOUTH, 1] += .035 * v['mouth_height']
     p[:, 0] *= 1 + .04 * v['width']
 
-# %% ../nbs/02_faces.ipynb #5a70a18c
+# %% ../nbs/02_faces.ipynb #561bc1c5
 EXPRESSION = ('open', 'smile', 'brows', 'blink', 'gaze_x', 'gaze_y', 'pucker')
 _LOWER_LIP, _CORNERS, _INNER_BROWS = [55, 56, 57, 58, 59, 65, 66, 67], [48, 54, 60, 64], [20, 21, 22, 23]
 _LIDS = (([37, 38], [41, 40]), ([43, 44], [47, 46])) # of each eye: upper, and the lower points beneath them
@@ -110,8 +110,8 @@ def _express(
     _open_mouth(p, e['open'])
     smile, frown, knit = max(e['smile'], 0), max(-e['smile'], 0), max(-e['brows'], 0)
     near = np.clip(np.abs(p[MOUTH, 0]) / .37, 0, 1) # 1 at the corners of the mouth
-    p[MOUTH, 0] *= 1 + .20 * smile * near - .10 * frown * near
-    p[MOUTH, 1] += (-.17 * smile + .15 * frown) * (near ** 2 - .25)
+    p[MOUTH, 0] *= 1 + .28 * smile * near - .10 * frown * near
+    p[MOUTH, 1] += (-.26 * smile + .20 * frown) * (near ** 2 - .25)
     p[[40, 41, 46, 47], 1] -= .03 * smile
     p[BROWS, 1] -= .12 * e['brows']
     p[_INNER_BROWS, 1] += .09 * knit + .05 * frown
@@ -119,9 +119,9 @@ def _express(
     for upper, lower in _LIDS: p[upper, 1] += .97 * e['blink'] * (p[lower, 1] - p[upper, 1])
     p[68:70, 0] += .07 * e['gaze_x']
     p[68:70, 1] += .04 * e['gaze_y']
-    p[MOUTH, 0] *= 1 - .36 * e['pucker']
-    p[48:60, 1] += (p[48:60, 1] - p[MOUTH, 1].mean()) * .35 * e['pucker']
-    p[MOUTH, 2] += .12 * e['pucker']
+    p[MOUTH, 0] *= 1 - .48 * e['pucker']
+    p[48:60, 1] += (p[48:60, 1] - p[MOUTH, 1].mean()) * .55 * e['pucker']
+    p[MOUTH, 2] += .16 * e['pucker']
 
 # %% ../nbs/02_faces.ipynb #190ba123
 def head_points(
@@ -195,12 +195,12 @@ class Face:
             given = tuple(getattr(self, name))
             if set(given) != set(keys): raise ValueError(f'{name} must have the keys {keys}, got {given}')
 
-# %% ../nbs/02_faces.ipynb #386f9da1
+# %% ../nbs/02_faces.ipynb #9827e84f
 COLOURS = dict(
     red=(206, 44, 44), orange=(240, 140, 40), yellow=(244, 214, 62), green=(66, 156, 74), blue=(52, 96, 200),
     purple=(128, 62, 170), pink=(246, 150, 190), grey=(134, 136, 140), white=(242, 242, 240), black=(30, 30, 34))
 HAIR = dict(
-    black=(30, 26, 28), brown=(98, 62, 38), blond=(228, 190, 112), red=(184, 76, 34), grey=(150, 152, 156),
+    black=(30, 26, 28), brown=(116, 72, 42), blond=(228, 190, 112), red=(190, 74, 30), grey=(132, 134, 138),
     white=(236, 234, 230), blue=(60, 100, 206), pink=(236, 120, 176))
 SKIN = dict(
     light=((248, 220, 198), (240, 202, 174), (232, 188, 154)),
@@ -215,7 +215,7 @@ EXPRESSIONS = dict(
     neutral={}, smiling=dict(smile=.9), laughing=dict(smile=.8, open=.6), shouting=dict(open=1.),
     frowning=dict(smile=-.9, brows=-.8), pouting=dict(pucker=.95), sleeping=dict(blink=1.))
 
-# %% ../nbs/02_faces.ipynb #3deecf53
+# %% ../nbs/02_faces.ipynb #25b22b2a
 def _rgb(
     colour:np.ndarray, # `(3,)` 0..255
 )->tuple: # three integers
@@ -226,7 +226,7 @@ def _pick(
     rng:np.random.Generator, # draws
     table:dict, # word -> RGB, or word -> several RGB
     words:tuple=(), # only these
-    jitter:float=9., # standard deviation of the colour, 0..255
+    jitter:float=5., # standard deviation of the colour, 0..255
 )->tuple: # word, RGB
     "A word from a table and a colour near its own"
     word = str(rng.choice(words or list(table)))
@@ -244,7 +244,7 @@ def _sample_person(
     t['skin'], c['skin'] = _pick(rng, SKIN, jitter=3)
     t['age'] = 'old' if rng.random() < .25 else ''
     t['cut'] = str(rng.choice(CUTS, p=(.1, .25, .2, .27, .18)))
-    shades = ('grey', 'white') if t['age'] and rng.random() < .7 else _YOUNG
+    shades = ('grey', 'white') if t['age'] else _YOUNG
     t['hair'], c['hair'] = _pick(rng, HAIR, shades, jitter=6)
     t['beard'] = str(rng.choice(('', 'beard', 'moustache'), p=(.72, .18, .1)))
     t['glasses'] = 'glasses' if rng.random() < .22 else ''
@@ -258,7 +258,7 @@ def _sample_person(
     c['brow'] = _rgb(np.array(c['hair']) * .75)
     return t, c
 
-# %% ../nbs/02_faces.ipynb #d3cf5012
+# %% ../nbs/02_faces.ipynb #b503c08c
 _COAT = dict(cat=FUR, robot=METAL, ogre=OGRE, clown=dict(white=(244, 242, 238)))
 _IRIS = dict(cat=('green', 'yellow', 'blue'), ogre=('yellow', 'red'), robot=('red', 'blue', 'green'),
              clown=('brown', 'blue', 'green'))
@@ -278,12 +278,13 @@ def _sample_other(
     if concept == 'clown':
         t['cut'] = 'curly'
         t['hair'], c['hair'] = _pick(rng, COLOURS, _WIG)
-    t['iris'], c['iris'] = _pick(rng, EYE, _IRIS[concept])
+    word, c['iris'] = _pick(rng, EYE, _IRIS[concept])
+    if concept == 'cat': t['iris'] = word # other eyes are too small to name their colour
     c['brow'] = (40, 30, 34) if concept == 'clown' else _rgb(np.array(skin) * .45)
     c['lips'] = (212, 36, 40) if concept == 'clown' else _rgb(np.multiply(skin, _LIPS[concept]))
     return t, c
 
-# %% ../nbs/02_faces.ipynb #fd39f5a7
+# %% ../nbs/02_faces.ipynb #26f4c771
 def _sample_expression(
     rng:np.random.Generator, # draws
 )->tuple: # word in EXPRESSIONS, amounts
@@ -303,9 +304,9 @@ def _sample_view(
 )->tuple: # pose, camera
     "How a head is turned, and where it is in the picture"
     yaw, pitch, roll = (np.clip(rng.normal(0, spread), -most, most) for spread, most in ((20, 45), (9, 25), (8, 30)))
-    scale = rng.uniform(.235, .295)
+    scale = rng.uniform(.23, .275)
     x = np.clip(.5 + rng.normal(0, .03) - yaw / 900, .4, .6)
-    y = np.clip(.535 + rng.normal(0, .025), .46, .60)
+    y = np.clip(.505 + rng.normal(0, .02), .46, .54)
     return tuple(map(float, (yaw, pitch, roll))), tuple(map(float, (scale, x, y)))
 
 # %% ../nbs/02_faces.ipynb #ec8e5533
@@ -570,7 +571,7 @@ def _paint_ear(canvas, side):
     canvas.fill(canvas.hull(outer) if concept == 'robot' else outer, f'ear_{name}', curved=concept == 'ogre')
     canvas.fill(inner, f'ear_in_{name}', curved=concept == 'ogre')
 
-# %% ../nbs/02_faces.ipynb #61d6ec5f
+# %% ../nbs/02_faces.ipynb #879de4eb
 _SKIN = ('skin',)
 _FURROW = np.array([(-.42, .02, .28), (-.2, -.02, .36), (0, 0, .4), (.2, -.02, .36), (.42, .02, .28)])
 _FOLD = [(.27, .26, .42), (.44, .48, .36), (.52, .72, .26)] # from the nose to the mouth's corner
@@ -591,12 +592,12 @@ def _paint_fringe(canvas):
 def _paint_wrinkles(canvas):
     "The lines of age"
     if not canvas.face.traits['age']: return
-    for y in (-.93, -.82): canvas.line(_FURROW + (0, y, 0), 'mark', .028, _SKIN, curved=True)
+    for y in (-.93, -.82): canvas.line(_FURROW + (0, y, 0), 'mark', .045, _SKIN, curved=True)
     for side in (-1, 1):
-        canvas.line(_mirror(_FOLD, side), 'mark', .035, _SKIN, curved=True)
-        canvas.line(_mirror(_BAG, side), 'mark', .025, _SKIN, curved=True)
+        canvas.line(_mirror(_FOLD, side), 'mark', .055, _SKIN, curved=True)
+        canvas.line(_mirror(_BAG, side), 'mark', .04, _SKIN, curved=True)
 
-# %% ../nbs/02_faces.ipynb #4f53601b
+# %% ../nbs/02_faces.ipynb #afa135b8
 _SHAVEN = [(.86, .18, -.3), (.70, .42, .0), (.50, .52, .2), (.30, .44, .42), (.08, .42, .5)] # the beard's upper edge
 
 def _paint_beard(canvas):
@@ -607,7 +608,7 @@ def _paint_beard(canvas):
         canvas.fill(head[3:14] * (1.03, 1, 1) + (0, .1, 0), 'beard', ('skin', 'mark', 'neck'))
     if beard == 'moustache':
         lip = head[48:55]
-        shape = np.concatenate([lip * (1.15, 1, 1) + (0, -.01, .02), (lip - (0, .14, 0))[::-1]])
+        shape = np.concatenate([lip * (1.15, 1, 1) + (0, -.01, .02), (lip - (0, .19, 0))[::-1]])
         canvas.fill(_smooth(canvas.at(shape), steps=2), 'beard', ('skin', 'mark'))
 
 # %% ../nbs/02_faces.ipynb #e5b2f4a0
@@ -926,7 +927,7 @@ def _render(ids, face, size, palette):
     shine = np.clip(light - 1.08, 0, 1) * lit * (220 if face.concept == 'robot' else 90)
     return np.clip(flat * light[..., None] + shine[..., None], 0, 255).astype(np.uint8)
 
-# %% ../nbs/02_faces.ipynb #0d6ff6db
+# %% ../nbs/02_faces.ipynb #987e1082
 _UNLINED = dict( # these get no line between them and their neighbour
     neck_shadow='neck', nose_side='nose', collar='cloth', lid_r='skin', lid_l='skin', muzzle='skin', hair_back='hair')
 _LINED = np.array([_NUMBER[_UNLINED.get(name, name)] for name in _NUMBER], np.uint8)
@@ -940,7 +941,7 @@ def _lines(ids, width):
 
 def _vivid(palette, by, most=np.inf):
     "The palette, farther from grey"
-    return palette + by * (palette - palette.mean(1, keepdims=True)).clip(-most, most)
+    return np.clip(palette + by * (palette - palette.mean(1, keepdims=True)).clip(-most, most), 0, 255)
 
 def _cartoon(ids, face, size, palette):
     "Flat colours, thick outlines"
@@ -963,10 +964,10 @@ def _sketch(ids, face, size, palette):
     grey = 1 - np.clip(dark * (.25 + .75 * hatch), 0, 1) * .72 - line
     return np.repeat(np.clip(grey * 236 + 6 * _grain(size, 1), 12, 250).astype(np.uint8)[..., None], 3, 2)
 
-# %% ../nbs/02_faces.ipynb #9116fdcc
+# %% ../nbs/02_faces.ipynb #9d5fca6e
 def _two_tones(ids, face, size, palette):
     "Flat colours, darker by one step in the shade"
-    flat, lit = _shrink(np.clip(_vivid(palette, .3), 0, 255).astype(np.uint8)[ids], size), _shrink(_LIT[ids], size)
+    flat, lit = _shrink(_vivid(palette, .3).astype(np.uint8)[ids], size), _shrink(_LIT[ids], size)
     shade = np.where(_light(face, size) * lit + 1 - lit < .88, .78, 1)
     return np.clip(flat * shade[..., None], 0, 255).astype(np.uint8)
 

@@ -58,7 +58,7 @@ def test_photos_become_a_controlnet_that_draws(work):
     ('generate --prompt a --controlnet b --out c.png', 'exactly one of --image, --landmarks and --mask, got none'),
     ('generate --prompt a --controlnet b --out c.jpg --mask d', '--out must end in .png'),
     ('generate --prompt a --controlnet b --out c.png --mask d', 'there is no file d'),
-    ('evaluate nowhere', 'run must be the output_dir of a finished training')])
+    ('evaluate nowhere', 'run must be the output_dir of a training')])
 def test_bad_input_costs_a_sentence(work, monkeypatch, words, said):
     monkeypatch.chdir(work)
     with pytest.raises(ValueError, match=said): shell(*words.split())

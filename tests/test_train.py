@@ -1,48 +1,225 @@
-"What the training notebook cannot hold: a base of the other kind, the command, and a second process"
-import json, os, subprocess, sys
+"What the training notebook cannot hold: other bases, the script's own flags and numbers, killed and damaged checkpoints, a second process"
+import json, os, pickle, subprocess, sys
 from pathlib import Path
-
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from facecontrol import train
+from facecontrol.checkpoint import latest_checkpoint, load_checkpoint
+from facecontrol.loss import encode_prompts, load_base, new_controlnet, rows_at
+from facecontrol.memory import LADDER, make_optimizer
+from facecontrol.publish import publish
+from facecontrol.store import verify
+from facecontrol.train import parse_command, train_controlnet
+from script import apart, ours, reference, run_script
+from tiny import tiny_base, tiny_xl
 
-from facecontrol.train import train_controlnet
-from tests.tiny import tiny_base
+root = Path(__file__).resolve().parents[1]
+environment = os.environ | {'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true', 'PYTHONPATH': str(root)}
+quiet = dict(train_batch_size=4, learning_rate=1e-3, report_to='none')
 
+
+def noise_rows(n): # pictures of noise in the published columns
+    rng = np.random.default_rng(0)
+    def noise(): return Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
+    return [dict(image=noise(), spiga_seg=noise(), image_caption=f'face {n}', row=n) for n in range(n)]
 
 @pytest.fixture(scope='module')
-def faces(tmp_path_factory): # 8 rows of noise in the published columns
-    folder, rng = tmp_path_factory.mktemp('faces'), np.random.default_rng(0)
-    def noise(): return Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8))
-    rows = [dict(image=noise(), spiga_seg=noise(), image_caption=f'face {n}') for n in range(8)]
+def faces(tmp_path_factory): # 10 rows; 3 more are kept back
+    folder, rows = tmp_path_factory.mktemp('faces'), noise_rows(13)
     (folder/'data').mkdir()
-    Dataset.from_list(rows).to_parquet(folder/'data/train-00000-of-00001.parquet')
+    for split, some in (('train', rows[:10]), ('test', rows[10:])): Dataset.from_list(some).to_parquet(folder/f'data/{split}-00000-of-00001.parquet')
     return folder
 
+@pytest.fixture(scope='module')
+def base(tmp_path_factory): return tiny_base(tmp_path_factory.mktemp('base'))
 
 def weights(run): return load_file(Path(run)/'diffusion_pytorch_model.safetensors')
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+FLAGS = '''cache_dir=x controlnet_model_name_or_path=x revision=x variant=fp16 tokenizer_name=x output_dir=x seed=1 resolution=512 train_batch_size=4 num_train_epochs=1
+    max_train_steps=9 checkpointing_steps=500 checkpoints_total_limit=2 resume_from_checkpoint=latest gradient_accumulation_steps=2 gradient_checkpointing
+    learning_rate=5e-6 scale_lr lr_scheduler=polynomial lr_warmup_steps=500 lr_num_cycles=1 lr_power=1.0 use_8bit_adam dataloader_num_workers=8 adam_beta1=.9
+    adam_beta2=.999 adam_weight_decay=1e-2 adam_epsilon=1e-8 max_grad_norm=1 push_to_hub hub_token=x hub_model_id=x logging_dir=logs allow_tf32 report_to=all
+    mixed_precision=fp16 enable_xformers_memory_efficient_attention set_grads_to_none dataset_name=x dataset_config_name=x train_data_dir=x image_column=image
+    conditioning_image_column=c caption_column=text max_train_samples=9 proportion_empty_prompts=.5 validation_prompt=x validation_image=x
+    num_validation_images=4 validation_steps=100 tracker_project_name=x'''.split()
+
+def test_every_flag_of_the_script_is_taken(capsys):
+    given = parse_command(['--pretrained_model_name_or_path=x', *(f'--{flag}' for flag in FLAGS)])
+    said = [line.split(':')[0] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(said) == sorted(f'--{name}' for name in train._INSTEAD)       # one line for each that means nothing here
+    names = {flag.split('=')[0] for flag in FLAGS}
+    assert names - set(train._INSTEAD) <= given.keys() and given['use_8bit_adam'] is True and given['lr_power'] == 1.
+
+
+@pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
+def test_losses_are_those_of_the_reference(tmp_path, prediction_type):
+    folder, rows = tiny_base(tmp_path/'base', prediction_type), noise_rows(12)
+    new_controlnet(load_base(folder).unet).save_pretrained(tmp_path/'start')
+    theirs = reference(folder, rows, tmp_path/'start', steps=30, batch_size=4, learning_rate=1e-3, resolution=64)
+    assert apart(ours(folder, rows, tmp_path/'start', theirs, 1e-3, 64, fused=False), theirs) == (0, 0) and len(set(theirs.losses)) == 30
+    assert apart(ours(folder, rows, tmp_path/'start', theirs, 1e-3, 64), theirs)[0] <= 1e-6       # the fused AdamW rounds elsewhere
+
+@pytest.mark.skipif('DIFFUSERS_SCRIPT' not in os.environ, reason="set DIFFUSERS_SCRIPT to the path of diffusers' train_controlnet.py")
+def test_losses_are_those_of_the_script(tmp_path, faces, base):
+    new_controlnet(load_base(base).unet).save_pretrained(tmp_path/'start')
+    theirs = run_script(os.environ['DIFFUSERS_SCRIPT'], ['--pretrained_model_name_or_path', base, '--dataset_name', faces, '--controlnet_model_name_or_path', tmp_path/'start',
+        '--output_dir', tmp_path/'script', '--conditioning_image_column', 'spiga_seg', '--caption_column', 'image_caption', '--resolution', 64, '--learning_rate', 1e-3,
+        '--max_train_steps', 30, '--train_batch_size', 5, '--seed', 0])
+    assert len(theirs.losses) == 30 and apart(ours(base, noise_rows(10), tmp_path/'start', theirs, 1e-3, 64, fused=False), theirs) == (0, 0)
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
 def test_stock_pipeline_loads_what_was_trained(tmp_path, faces, prediction_type):
     base = tiny_base(tmp_path/'base', prediction_type)
-    train_controlnet(base, str(faces), str(tmp_path/'run'), max_train_steps=2, train_batch_size=4)
+    train_controlnet(base, faces, tmp_path/'run', max_train_steps=2, **quiet)
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=ControlNetModel.from_pretrained(tmp_path/'run'), safety_checker=None)
     assert pipeline('a face', image=Image.new('RGB', (64, 64)), num_inference_steps=2).images[0].size == (64, 64)
 
+def test_an_xl_goes_through_the_same_loop(tmp_path, faces):
+    base = tiny_xl(tmp_path/'base')
+    Image.new('RGB', (64, 64)).save(tmp_path/'mask.png')
+    report = train_controlnet(base, faces, tmp_path/'run', max_train_steps=3, validation_steps=3, validation_prompt=['a face'], validation_image=[tmp_path/'mask.png'], **quiet)
+    assert np.isfinite(report['losses']).all() and (tmp_path/'run/validation/step-000003.png').exists()
+    pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(base, controlnet=ControlNetModel.from_pretrained(tmp_path/'run'))
+    assert pipeline('a face', image=Image.new('RGB', (64, 64)), num_inference_steps=2).images[0].size == (64, 64)
+    theirs = pipeline.encode_prompt('a face', device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False)
+    mine = encode_prompts(load_base(base), ['a face'])
+    assert torch.allclose(mine[0], theirs[0], atol=1e-6) and torch.allclose(mine[1], theirs[2], atol=1e-6)
 
-def test_two_processes_agree_with_one(tmp_path, faces):
-    base = tiny_base(tmp_path/'base')
+
+@pytest.mark.parametrize('memory', LADDER)
+def test_a_small_card_resumes_to_the_bit(tmp_path, faces, base, memory):
+    call = dict(memory=memory, checkpointing_steps=2, **quiet)
+    straight = train_controlnet(base, faces, tmp_path/'straight', max_train_steps=4, **call)
+    train_controlnet(base, faces, tmp_path/'stopped', max_train_steps=2, **call)
+    resumed = train_controlnet(base, faces, tmp_path/'stopped', max_train_steps=4, resume_from_checkpoint='latest', **call)
+    assert same(weights(tmp_path/'straight'), weights(tmp_path/'stopped')) and resumed['losses'] == straight['losses']
+    assert same(*(load_file(tmp_path/run/'checkpoint-4/optimizer.safetensors') for run in ('straight', 'stopped')))
+    plain = train_controlnet(base, faces, tmp_path/'plain', max_train_steps=4, **quiet)
+    assert np.allclose(straight['losses'], plain['losses'], rtol=1e-5 if memory == 'equal' else .05)
+
+
+def test_stopped_anywhere_it_goes_on_to_the_bit(tmp_path, faces, base, monkeypatch):
+    call = dict(max_train_steps=8, checkpointing_steps=1, checkpoints_total_limit=2, gradient_accumulation_steps=2, proportion_empty_prompts=.5, random_flip=.5,
+        ema_decay=.9, lr_scheduler='cosine', **quiet | dict(train_batch_size=2))
+    seen, draw_batch = [], train.draw_batch
+    def noted(cache, seed, step, batch_size, part, *args):
+        seen.append((step, part.start, rows_at(seed, step, batch_size, len(cache.prompts))[part].tolist()))
+        return draw_batch(cache, seed, step, batch_size, part, *args)
+    monkeypatch.setattr(train, 'draw_batch', noted)
+    straight = train_controlnet(base, faces, tmp_path/'straight', **call)
+    wanted, taken = sorted(seen), []
+    seen.clear()
+    def loss_of(*args, **kwargs):
+        if len(taken) == stop:
+            taken.append('power')
+            raise KeyboardInterrupt
+        taken.append('part')
+        return controlnet_loss(*args, **kwargs)
+    controlnet_loss = train.controlnet_loss
+    monkeypatch.setattr(train, 'controlnet_loss', loss_of)
+    for stop in (1, 4, 5, None):        # after how many parts the power fails: in the middle of a step, at its end, in the epoch's last step (rows 8 to 11 of 10)
+        taken.clear()
+        try: report = train_controlnet(base, faces, tmp_path/'stopped', resume_from_checkpoint='latest', **call)
+        except KeyboardInterrupt: continue
+    assert report['losses'] == straight['losses'] and same(weights(tmp_path/'straight'), weights(tmp_path/'stopped'))
+    assert same(*(load_file(tmp_path/run/'checkpoint-8/optimizer.safetensors') for run in ('straight', 'stopped')))
+    assert sorted(set(map(repr, seen))) == sorted(map(repr, wanted))            # the same rows at the same steps, and no others
+    assert [path.name for path in sorted((tmp_path/'stopped').glob('checkpoint-*'))] == ['checkpoint-7', 'checkpoint-8']
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, faces, base): # one with two checkpoints
+    out = tmp_path_factory.mktemp('run')/'out'
+    train_controlnet(base, faces, out, max_train_steps=2, checkpointing_steps=1, **quiet)
+    return out
+
+def test_a_changed_byte_is_found_and_named(run, base, tmp_path, capsys):
+    damages = dict(flipped=lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
+        cut=lambda path: path.write_bytes(path.read_bytes()[:-2]), deleted=lambda path: path.unlink())
+    newest = run/'checkpoint-2'
+    for path in sorted(p for p in newest.rglob('*') if p.is_file()):
+        whole = path.read_bytes()
+        for name, damage in damages.items():
+            damage(path)
+            assert latest_checkpoint(run).name == 'checkpoint-1', f'{path.name} {name}'
+            assert path.name in capsys.readouterr().out or path.name == 'manifest.json'
+            path.write_bytes(whole)
+    assert latest_checkpoint(run) == newest
+
+def test_a_pickle_in_a_checkpoint_does_not_run(run, base, tmp_path):
+    class Bomb:
+        def __reduce__(self): return Path.touch, (tmp_path/'it-ran',)
+    folder, controlnet = run/'checkpoint-2', new_controlnet(load_base(base).unet)
+    for name in ('pytorch_model.bin', 'optimizer.bin', 'random_states_0.pkl', 'controlnet/diffusion_pytorch_model.bin'): (folder/name).write_bytes(pickle.dumps(Bomb()))
+    load_checkpoint(folder, controlnet, make_optimizer(controlnet.parameters()))
+    kept = (folder/'controlnet/diffusion_pytorch_model.safetensors').rename(tmp_path/'kept')
+    with pytest.raises(ValueError, match='is missing'): load_checkpoint(folder, controlnet, make_optimizer(controlnet.parameters()))
+    with pytest.raises(OSError): ControlNetModel.from_pretrained(folder/'controlnet', use_safetensors=True)
+    kept.rename(folder/'controlnet/diffusion_pytorch_model.safetensors')
+    assert not (tmp_path/'it-ran').exists()
+
+def test_the_power_fails_while_it_saves(tmp_path, base):
+    script = '''
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from facecontrol.checkpoint import latest_checkpoint, save_checkpoint
+from facecontrol.loss import load_base, new_controlnet
+from facecontrol.memory import begin_step, end_step, make_optimizer
+controlnet = new_controlnet(load_base(sys.argv[1]).unet)
+optimizer = make_optimizer(controlnet.parameters())
+for p in controlnet.parameters(): p.grad = torch.ones_like(p)
+begin_step(optimizer, 1e-3, seed=0)
+end_step(optimizer, torch.tensor(True))
+def save(step): save_checkpoint(f'checkpoint-{step}', controlnet, optimizer, dict(losses=[.5] * step), {})
+save(1)
+found, touches = [], {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir'}
+for kill in range(0, 400, 2):
+    child = os.fork()
+    if child == 0:
+        left = [kill]
+        def hook(event, args):
+            if event in touches:
+                left[0] -= 1
+                if left[0] < 0: os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        save(2)
+        os._exit(0)
+    killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    found.append((killed, latest_checkpoint('.').name))
+    if not killed: break
+print(json.dumps(found))
+'''
+    done = subprocess.run([sys.executable, '-c', script, base], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sum(killed for killed, _ in found) >= 20 and found[-1] == [False, 'checkpoint-2']
+    assert {name for _, name in found} == {'checkpoint-1', 'checkpoint-2'}      # never none, never half a one
+    verify(tmp_path/'checkpoint-2')
+
+
+def test_a_finished_run_can_be_published(run, base):
+    with pytest.raises(ValueError, match='must name a licence'): publish(run, 'somebody/model', dry_run=True)      # this base and these faces have none
+    assert verify(run)['files'].keys() == {'README.md', 'config.json', 'curves.png', 'diffusion_pytorch_model.safetensors', 'train.json'}
+
+def test_two_processes_agree_with_one(tmp_path, faces, base):
     def run(processes, batch): # both take 3 steps of 4 rows
         out = tmp_path/f'run-{processes}'
         command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', processes, '-m', 'facecontrol.train',
             '--pretrained_model_name_or_path', base, '--dataset_name', faces, '--output_dir', out, '--train_batch_size', batch,
-            '--max_train_steps', 3, '--learning_rate', 1e-3, '--proportion_empty_prompts', .5]
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run(list(map(str, command)), cwd=root, env=os.environ | {'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true'}, capture_output=True, text=True)
+            '--max_train_steps', 3, '--learning_rate', 1e-3, '--proportion_empty_prompts', .5, '--report_to', 'none',
+            '--adam_epsilon', 1e-5]     # or the sign of a gradient that is nothing but rounding would move a weight by a whole learning rate
+        done = subprocess.run(list(map(str, command)), cwd=root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         assert '3 steps, final loss' in done.stdout
         return out

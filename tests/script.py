@@ -1,0 +1,152 @@
+"Two yardsticks with their dice written down: diffusers' own script, and its step written from diffusers' public classes"
+import importlib.util, sys, time, types
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+from transformers import AutoTokenizer, CLIPTextModel
+from facecontrol.loss import cache_latents, controlnet_loss, gather, load_base, pixels
+from facecontrol.memory import make_optimizer
+from facecontrol.train import training_steps
+
+
+class Recorded(NamedTuple):
+    "What a yardstick drew, and what came of it"
+    rows:list # of each step: which rows
+    spread:list # of each step `(b, c, h, w)`: where in the VAE's Gaussian
+    noise:list # of each step `(b, c, h, w)`
+    timesteps:list # of each step `(b,)`
+    losses:list # of each step
+    seconds:list # of each step but the first
+    weights:dict # the ControlNet's, at the end
+
+
+def reference(
+    folder:str, # a Stable Diffusion
+    rows, # dicts with `image`, `spiga_seg`, `image_caption`
+    start:Path, # a ControlNet
+    steps:int, # to take
+    batch_size:int, # rows a step
+    learning_rate:float, # of AdamW
+    resolution:int, # px
+)->Recorded:
+    "Every step from the pictures on, as everybody does it"
+    parts = (AutoencoderKL, 'vae'), (UNet2DConditionModel, 'unet'), (DDPMScheduler, 'scheduler')
+    vae, unet, scheduler = (kind.from_pretrained(folder, subfolder=name) for kind, name in parts)
+    text_encoder, tokenizer = CLIPTextModel.from_pretrained(folder, subfolder='text_encoder', dtype=torch.float32), AutoTokenizer.from_pretrained(folder, subfolder='tokenizer')
+    controlnet = ControlNetModel.from_pretrained(start).train()
+    for model in (vae, unet, text_encoder): model.requires_grad_(False)
+    optimizer, rng, found = torch.optim.AdamW(controlnet.parameters(), learning_rate, weight_decay=1e-2), torch.Generator().manual_seed(0), Recorded([], [], [], [], [], [], {})
+    def randn(): return torch.randn((batch_size, vae.config.latent_channels, resolution // 8, resolution // 8), generator=rng)
+    marks = []
+    for step in range(steps):
+        batch = [rows[int(i)] for i in torch.randperm(len(rows), generator=rng)[:batch_size]]
+        spread, noise = randn(), randn()
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (batch_size,), generator=rng)
+        gaussian = vae.encode(torch.stack([pixels(row['image'], resolution) for row in batch]) / 255 * 2 - 1).latent_dist
+        latents = (gaussian.mean + gaussian.std * spread) * vae.config.scaling_factor
+        tokens = tokenizer([row['image_caption'] for row in batch], max_length=tokenizer.model_max_length, padding='max_length', truncation=True, return_tensors='pt')
+        text = text_encoder(tokens.input_ids)[0]
+        noisy_latents = scheduler.add_noise(latents, noise, timesteps)
+        downs, mid = controlnet(noisy_latents, timesteps, encoder_hidden_states=text, return_dict=False,
+            controlnet_cond=torch.stack([pixels(row['spiga_seg'], resolution) for row in batch]) / 255)
+        model_pred = unet(noisy_latents, timesteps, encoder_hidden_states=text, down_block_additional_residuals=downs, mid_block_additional_residual=mid).sample
+        target = noise if scheduler.config.prediction_type == 'epsilon' else scheduler.get_velocity(latents, noise, timesteps)
+        loss = F.mse_loss(model_pred, target)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        marks.append(time.perf_counter())
+        for kept, value in zip(found[:5], ([row['row'] for row in batch], spread, noise, timesteps, float(loss))): kept.append(value)
+    return found._replace(seconds=np.diff(marks).tolist(), weights=controlnet.state_dict())
+
+
+def torchvision_stand_in()->types.ModuleType: # what the script uses of torchvision.transforms, which this project does not install
+    "Five transforms"
+    transforms = types.ModuleType('torchvision.transforms')
+    transforms.InterpolationMode = types.SimpleNamespace(BILINEAR=Image.Resampling.BILINEAR)
+    transforms.Compose = lambda steps: lambda image: [image := step(image) for step in steps][-1]
+    transforms.Resize = lambda size, interpolation: lambda image: image if min(image.size) == size else image.resize([side * size // min(image.size) for side in image.size], interpolation)
+    transforms.CenterCrop = lambda size: lambda image: image if image.size == (size, size) else ImageOps.fit(image, (size, size))
+    transforms.ToTensor = lambda: lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() / 255
+    transforms.Normalize = lambda mean, std: lambda tensor: (tensor - mean[0]) / std[0]
+    return transforms
+
+def load_script(
+    path:str|Path, # of diffusers' examples/controlnet/train_controlnet.py
+)->types.ModuleType:
+    "Import the script as it is"
+    torchvision = types.ModuleType('torchvision')
+    torchvision.transforms = torchvision_stand_in()
+    spec = importlib.util.spec_from_file_location('train_controlnet_script', path)
+    script = importlib.util.module_from_spec(spec)
+    with patch.dict(sys.modules, {'torchvision': torchvision, 'torchvision.transforms': torchvision.transforms}): spec.loader.exec_module(script)
+    return script
+
+def run_script(
+    path:str|Path, # of diffusers' examples/controlnet/train_controlnet.py
+    flags:list, # its command line; the dataset should have a column `row`
+)->Recorded:
+    "Run the script, and write down what it draws and how long its steps take"
+    script, found, last = load_script(path), Recorded([], [], [], [], [], [], {}), []
+    def recorded(function, into, wanted=lambda *args: True):
+        def call(*args, **kwargs):
+            value = function(*args, **kwargs)
+            if wanted(*args): into.append(value.detach().clone().cpu())
+            return value
+        return call
+    def collate(examples, original=script.collate_fn):
+        found.rows.append([example['row'] for example in examples])
+        return original(examples)
+    def mse_loss(*args, original=F.mse_loss, **kwargs):
+        loss, now = original(*args, **kwargs), time.perf_counter()
+        found.losses.append(float(loss))
+        if last: found.seconds.append(now - last.pop())
+        last.append(now)
+        return loss
+    args = script.parse_args([str(flag) for flag in flags])
+    with ExitStack() as stack:
+        for place, what in (('diffusers.models.autoencoders.vae.randn_tensor', recorded(sys.modules['diffusers.models.autoencoders.vae'].randn_tensor, found.spread)),
+                ('torch.randn_like', recorded(torch.randn_like, found.noise)), ('torch.randint', recorded(torch.randint, found.timesteps, lambda *args: len(args) == 3)),
+                ('torch.nn.functional.mse_loss', mse_loss)): stack.enter_context(patch(place, what))
+        stack.enter_context(patch.object(script, 'collate_fn', collate))
+        script.main(args)
+    return found._replace(weights=ControlNetModel.from_pretrained(args.output_dir).state_dict())
+
+
+def ours(
+    folder:str, # a Stable Diffusion
+    rows, # as `reference` takes them
+    start:Path, # a ControlNet
+    recorded:Recorded, # whose dice to use
+    learning_rate:float, # of AdamW
+    resolution:int, # px
+    channels_last:bool=False, # faster, and adds up in another order
+    fused:bool=True, # AdamW in one pass, which rounds in other places than the yardstick's
+)->Recorded:
+    "Our loop on another's dice"
+    base, controlnet = load_base(folder), ControlNetModel.from_pretrained(start)
+    cache, marks = cache_latents(base, rows, resolution, batch_size=len(recorded.rows[0])), [time.perf_counter()]
+    if channels_last:
+        for model in (controlnet, base.unet): model.to(memory_format=torch.channels_last)
+    batches = (gather(cache, r, [cache.prompts[row][0] for row in r], [0] * len(r), *draws) for r, *draws in zip(*recorded[:4]))
+    optimizer, losses = make_optimizer(controlnet.parameters(), learning_rate) if fused else torch.optim.AdamW(controlnet.parameters(), learning_rate), []
+    for loss in training_steps(Accelerator(mixed_precision='no'), controlnet, optimizer, lambda step: learning_rate,
+            lambda batch: controlnet_loss(base.unet, controlnet, base.scheduler, *batch), batches, range(len(recorded.losses))):
+        losses.append(float(loss))
+        marks.append(time.perf_counter())
+    return recorded._replace(losses=losses, seconds=np.diff(marks)[1:].tolist(), weights=controlnet.state_dict())
+
+def apart(
+    a:Recorded, # ours
+    b:Recorded, # the yardstick
+)->tuple: # largest difference of a loss, and of a weight
+    "How far two runs are from each other"
+    return max(abs(x - y) for x, y in zip(a.losses, b.losses)), max(float((a.weights[name] - b.weights[name]).abs().max()) for name in b.weights)
