@@ -158,7 +158,7 @@ def _worst(rows, verdicts, count):
     order = sorted(range(len(rows)), key=lambda n: (-len(verdicts[n]), -(rows[n].error or 0), n))
     return order[:count]
 
-# %% ../nbs/07_check.ipynb #2266ff66
+# %% ../nbs/07_check.ipynb #7198da28
 def _pictures(dataset, rows, verdicts):
     "Rows as figures"
     for row, broken in zip(rows, verdicts):
@@ -188,7 +188,7 @@ def check(
                  error_curves({'detector': [row.error for row in rows if row.error is not None]}, threshold=.08, limit=.2)]
     body += [f'<h2>The worst {len(order)}</h2>', grid(_pictures(dataset, [rows[n] for n in order], [verdicts[n] for n in order]), 2),
              '<h2>Words</h2>', table(found['words'])]
-    write_file(report, page(f'{dataset.name}: quality', ''.join(body)))
+    write_file(report, page(f'{dataset.name}: quality', ''.join(body), 'Pictures of the dataset; its card says where they come from.'))
     return found | dict(report=str(report))
 
 # %% ../nbs/07_check.ipynb #184c2324

@@ -131,7 +131,7 @@ def train(
     from facecontrol.train import main
     main(context.args)
 
-# %% ../nbs/12_cli.ipynb #f2032153
+# %% ../nbs/12_cli.ipynb #31687e74
 @app.command()
 def generate(
     prompt:Annotated[str, Option(help='what to draw')],
@@ -153,7 +153,7 @@ def generate(
     drawn = _mask(image, landmarks, landmarks_size, mask)
     pipeline = generate.load_pipeline(base, controlnet)
     picture, = generate.generate(pipeline, prompt, drawn, seed, steps)
-    generate.save_png(picture, out, prompt, seed, base=base, controlnet=controlnet, steps=steps)
+    generate.save_png(picture, out, prompt, seed, **generate.provenance(base, controlnet), steps=steps)
     print(out)
 
 def _mask(image, landmarks, landmarks_size, mask): # from whichever is given; 512 px, the pipeline takes it to its own size

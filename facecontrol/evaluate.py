@@ -7,8 +7,8 @@ __all__ = ['CONCEPT_CLASSES', 'STYLE_CLASSES', 'PROBES', 'bootstrap', 'part_erro
            'by_group', 'worst_group', 'prompt_accuracy', 'Clip', 'load_clip', 'clip_score', 'recognise',
            'concept_accuracy', 'kept_share', 'retention', 'personness', 'polynomial_mmd', 'kid', 'pareto_front',
            'choose', 'sudden_convergence', 'stop_reason', 'draw_curves', 'draw_choice', 'held_out_rows', 'drawn_rows',
-           'probe_prompts', 'recognised', 'fingerprint', 'painter', 'Exam', 'measure', 'detector_floor', 'Run',
-           'find_run', 'evaluate_run', 'evaluation_page', 'stop_when_worse']
+           'probe_prompts', 'recognised', 'parts_of', 'painter', 'Exam', 'measure', 'detector_floor', 'Run', 'find_run',
+           'evaluate_run', 'evaluation_page', 'stop_when_worse']
 
 # %% ../nbs/09_evaluate.ipynb #73de3c40
 import hashlib, html, io, json, re, time
@@ -27,16 +27,18 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
-# %% ../nbs/09_evaluate.ipynb #9756e5ec
+# %% ../nbs/09_evaluate.ipynb #2e4105a8
 from . import page
 from .detect import load_detector
 from .faces import CONCEPTS, MEAN_HEAD, POCKET_SEEDS, STYLE_WORDS, STYLES, caption_attributes, draw_faces, face_caption
 from .facesynthetics import decode_image
 from .generate import generate, load_pipeline, picture_size
 from .landmarks import GROUPS, auc, draw_mask, face_size, failure_rate, nme, scale_landmarks
+from .checkpoint import checkpoints
+from .loss import fingerprint
 from .pocket import best_device, path
-from .store import lock, origin, write_file
-from .train import ai_generated, checkpoints
+from .report import ai_generated
+from .store import lock, origin, write_file, write_json
 
 # %% ../nbs/09_evaluate.ipynb #1adb81af
 def bootstrap(
@@ -493,27 +495,22 @@ def recognised(
         right[some] = np.array(recognise([images[i] for i in some], classes, similarity)) == [probes[i][1] for i in some]
     return right
 
-# %% ../nbs/09_evaluate.ipynb #f01987ec
-def fingerprint(
+# %% ../nbs/09_evaluate.ipynb #78456ce5
+def parts_of(
     pipeline:diffusers.DiffusionPipeline, # loaded from wherever
-)->str: # 64 hexadecimal digits
-    "One hash over all weights of a pipeline, and its scheduler's settings"
-    digest = hashlib.sha256(json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str).encode())
-    for name, model in sorted(pipeline.components.items()):
-        if not isinstance(model, torch.nn.Module): continue
-        for key, tensor in model.state_dict().items():
-            digest.update(f'{name}.{key} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+)->dict: # {name: what its answers depend on}
+    "The weights of a pipeline, and its scheduler's settings"
+    models = {name: fingerprint(model) for name, model in sorted(pipeline.components.items()) if isinstance(model, torch.nn.Module)}
+    return models | dict(scheduler=json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str))
 
-# %% ../nbs/09_evaluate.ipynb #05b1e9a3
+# %% ../nbs/09_evaluate.ipynb #1bf47aa2
 def painter(
     pipeline:diffusers.DiffusionPipeline, # from `load_pipeline`
     cache:str|Path, # folder of pictures; may be shared by any number of runs
     bar:tqdm|None=None, # moves with each picture
 )->Callable: # `paint(prompts, conditioning_images, seeds, **settings)` -> pictures
     "A `generate` that draws nothing twice"
-    cache, made_by = Path(cache), [fingerprint(pipeline), torch.__version__, diffusers.__version__]
+    cache, made_by = Path(cache), [parts_of(pipeline), torch.__version__, diffusers.__version__]
     cache.mkdir(parents=True, exist_ok=True)
 
     def name(prompt, mask, seed, settings):
@@ -694,19 +691,19 @@ def _findings(exam, points, chosen, controlnet, keep): # everything that the poi
         groups=by_group(chosen['errors'], groups), worst_group=worst_group(chosen['errors'], groups),
         retention_blank=blank, retention_blank_interval=blank_interval, base=base, points=points)
 
-# %% ../nbs/09_evaluate.ipynb #c3870884
+# %% ../nbs/09_evaluate.ipynb #1572b0eb
 def _write(out, exam, report, controlnet): # the four files
     curves = draw_curves([report['base'], *report['points']], report['chosen'], report['floor'], report['ceiling'], report['keep'], report['converged'])
     scales = draw_curves(report['points'], report['chosen'], report['floor'], report['ceiling'], report['keep'], over='scale')
     plane = draw_choice(report['points'], report['chosen'], report['keep'])
     curves, *others = (_rendered(figure) for figure in (curves, scales, plane))
     write_file(out/'curves.png', _plain_png(curves))
-    write_file(out/'metrics.json', json.dumps(_plain(report), indent=1, allow_nan=False) + '\n')
+    write_json(out/'metrics.json', report)
     chosen = {name: report['chosen'][name] for name in ('step', 'scale', 'why', 'nme_median', 'nme_median_interval', 'retention', 'retention_interval')}
-    write_file(out/'chosen.json', json.dumps(_plain(chosen | dict(controlnet=str(controlnet), base=report['settings']['base'])), indent=1, allow_nan=False) + '\n')
+    write_json(out/'chosen.json', chosen | dict(controlnet=str(controlnet), base=report['settings']['base']))
     write_file(out/'report.html', evaluation_page(report, exam, controlnet, curves, *others))
 
-# %% ../nbs/09_evaluate.ipynb #abfd7e64
+# %% ../nbs/09_evaluate.ipynb #d58c7282
 def _rendered(figure): # a Matplotlib figure as a picture
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150)
@@ -716,12 +713,6 @@ def _plain_png(image): # bytes; a chart, so not marked as AI-generated
     buffer = io.BytesIO()
     image.save(buffer, 'PNG')
     return buffer.getvalue()
-
-def _plain(value): # JSON knows neither NumPy nor infinity: an error of a face that was not found is null
-    if isinstance(value, dict): return {str(name): _plain(v) for name, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)): return [_plain(v) for v in value]
-    if isinstance(value, np.generic): value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 # %% ../nbs/09_evaluate.ipynb #bff41147
 def evaluation_page(

@@ -26,13 +26,13 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-# %% ../nbs/08_generate.ipynb #330f3f2e
+# %% ../nbs/08_generate.ipynb #a99aac6f
 from .faces import EXPRESSION, IDENTITY, JAW, head_points, project, rotation, sample_face, visible_landmarks
 from .landmarks import check_landmarks, draw_mask, flip_landmarks, nme, scale_landmarks
 from .loss import pixels
 from .pocket import best_device, resolve_base
+from .report import ai_generated
 from .store import sha256
-from .train import ai_generated
 
 # %% ../nbs/08_generate.ipynb #fd343209
 def memory_switches(

@@ -127,11 +127,12 @@ td+td, th+th { text-align:right; font-variant-numeric:tabular-nums; padding-righ
 footer { margin-top:52px }
 '''
 
-# %% ../nbs/00_page.ipynb #c0a400af
+# %% ../nbs/00_page.ipynb #76ae0933
 def page(
     title:str, # of the window
     body:str, # HTML
+    footer:str='AI-generated pictures of nobody: every face here was drawn or imagined by a program.', # the last line
 )->str: # a whole document
     "One HTML file, nothing to load"
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
-            f'<style>{_CSS}</style><body>{body}<footer>AI-generated pictures of nobody: every face here was drawn or imagined by a program.</footer></body></html>\n')
+            f'<style>{_CSS}</style><body>{body}<footer>{html.escape(footer)}</footer></body></html>\n')

@@ -6,8 +6,8 @@
 __all__ = ['stage', 'follow_masks', 'measure_tools', 'probe_base', 'report_page', 'contact_sheet', 'summary', 'write_report',
            'quickstart']
 
-# %% ../nbs/11_quickstart.ipynb #66341f7f
-import html, json, os, time
+# %% ../nbs/11_quickstart.ipynb #8aa9d70c
+import html, os, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/11_quickstart.ipynb #ee6ee4a7
+# %% ../nbs/11_quickstart.ipynb #e3590a51
 from . import page
 from .caption import attribute_accuracy, load_captioner
 from .dataset import build
@@ -30,7 +30,7 @@ from .generate import generate, load_pipeline
 from .landmarks import failure_rate
 from .pocket import best_device
 from .report import ai_generated
-from .store import origin, staged, write_file
+from .store import origin, staged, write_file, write_json
 from .train import train_controlnet
 from .workers import Lazy
 
@@ -156,7 +156,7 @@ def contact_sheet(
         for x, image in enumerate(row): sheet.paste(image.resize((size, size)), (x * (size + gap), y * (size + gap)))
     return sheet
 
-# %% ../nbs/11_quickstart.ipynb #9d92ad37
+# %% ../nbs/11_quickstart.ipynb #0f7e632e
 def summary(
     results:list, # from `follow_masks`
 )->dict: # {'nme_median', 'failure_rate_15', 'uncontrolled_nme_median', 'n'}
@@ -174,13 +174,9 @@ def write_report(
     path = min(Path(out).glob('dataset/data/train-*.parquet'))
     rows = pq.read_table(path, columns=['image', 'spiga_seg', 'image_caption']).slice(0, 12).to_pylist()
     samples = [dict(image=decode_image(r['image']['bytes']), mask=decode_image(r['spiga_seg']['bytes']), caption=r['image_caption']) for r in rows]
-    write_file(Path(out)/'report.json', json.dumps(_finite(report), indent=1, allow_nan=False) + '\n')
+    write_json(Path(out)/'report.json', report)
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
-
-def _finite(value): # JSON knows no infinity: a median of faces that were not found is null
-    if isinstance(value, dict): return {name: _finite(v) for name, v in value.items()}
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 # %% ../nbs/11_quickstart.ipynb #6d0722a1
 def quickstart(

@@ -104,6 +104,11 @@ def test_export_changes_nothing(copy):
     for path in sorted(copy.glob('facecontrol/*.py')):
         assert path.read_text() == (root/'facecontrol'/path.name).read_text(), f'run nbdev_export: {path.name} differs'
 
+def test_cleaning_changes_nothing(copy):
+    run(Path(sys.executable).with_name('nbdev_clean'), cwd=copy)
+    for path in sorted(copy.glob('nbs/**/*.ipynb')):
+        assert path.read_text() == (root/path.relative_to(copy)).read_text(), f'run nbdev_clean: {path.name} differs'
+
 def test_the_wheel_carries_the_weights(copy):
     run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', copy/'dist', '.', cwd=copy)
     wheel, = (copy/'dist').glob('facecontrol-*.whl')
