@@ -33,19 +33,21 @@ def ours(found, detector, captioner, out, workers): # `build`, its processes and
     return build(found, Lazy(load_detector, detector), Lazy(load_captioner, captioner), out, workers=workers, test_share=0, shard_size=64, progress=False).train
 
 def speed(found, given, folder):
-    rates = {}
+    rates, counts = {}, {}
     ways = {'the published way': lambda: published(found, given.detector, given.captioner, folder/'published')}
     ways |= {f'build, {n} worker{"s" * (n > 1)}': lambda n=n: ours(found, given.detector, given.captioner, folder/f'ours{n}', n) for n in given.workers}
     for name, make in ways.items():
         begun = time.perf_counter()
-        rows = make()
-        rates[name] = rows / (time.perf_counter() - begun)
-        print(f'{name:20} {rates[name]:7.2f} rows/s, {rates[name] / rates["the published way"]:5.2f} ×   ({rows} rows, the start of processes and models counted)', flush=True)
+        counts[name] = make()
+        rates[name] = counts[name] / (time.perf_counter() - begun)
+        print(f'{name:20} {rates[name]:7.2f} rows/s, {rates[name] / rates["the published way"]:5.2f} ×', flush=True)
+    assert len(set(counts.values())) == 1, f'not the same rows: {counts}'
+    print(f'{len(found)} faces of {given.size} px, {counts["the published way"]} rows; detector {given.detector}, captioner {given.captioner}; loading models and starting processes counted')
 
 def contents(folder): return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 def survive(source, given, folder): # kill -9 at random moments of its life, one for each resume
-    build_once = f"from build import *; ours(frames({str(source)!r}, 200), 'pocket', 'none', Path(sys.argv[1]), {given.workers[-1]})"
+    build_once = f"from build import Path, frames, ours, sys; ours(frames({str(source)!r}, 200), 'pocket', 'none', Path(sys.argv[1]), {given.workers[-1]})"
     start = lambda out: subprocess.Popen([sys.executable, '-c', build_once, out], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
     begun = time.time()
     assert start(folder/'clean').wait() == 0
@@ -78,5 +80,5 @@ if __name__ == '__main__': # processes are spawned
         write_frames((draw_face(sample_face(seed), given.size) for seed in range(count)), folder/'faces')
         if given.kills: survive(folder/'faces', given, folder)
         else: speed(frames(folder/'faces'), given, folder)
-    print(f'{platform.machine()}, {os.cpu_count()} cores, python {platform.python_version()}, torch {torch.__version__}, datasets {datasets.__version__}, matplotlib {matplotlib.__version__}'
+    print(f'{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads for the published way, 1 a worker for ours, python {platform.python_version()}, torch {torch.__version__}, datasets {datasets.__version__}, matplotlib {matplotlib.__version__}'
           + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''))

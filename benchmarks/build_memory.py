@@ -1,7 +1,9 @@
 "Does a long build need more memory than a short one? Tiny rows through the real pipeline, memory and open files as it goes"
 import argparse, gc, json, os, platform, sys, tempfile, time
 from pathlib import Path
+import datasets
 import psutil
+import pyarrow
 from facecontrol.dataset import build
 from facecontrol.faces import draw_face, sample_face
 from facecontrol.facesynthetics import encode_png, format_landmarks, Frame
@@ -39,4 +41,4 @@ if __name__ == '__main__':
     for row, memory, files in watched.seen[::max(1, len(watched.seen) // 10)]: print(f'{row:8,} rows  {memory:7.1f} MiB  {files} open files')
     early, late = watched.seen[len(watched.seen) // 5], watched.seen[-1]
     print(json.dumps(dict(rows=built.train + built.test, rows_per_s=round(rows / seconds), growth=round(late[1] / early[1] - 1, 4), from_row=early[0], to_row=late[0],
-        files_before=early[2], files_after=late[2], machine=f'{platform.machine()}, {os.cpu_count()} cores', python=platform.python_version())))
+        files_before=early[2], files_after=late[2], machine=f'{platform.machine()}, {os.cpu_count()} cores', python=platform.python_version(), datasets=datasets.__version__, pyarrow=pyarrow.__version__)))

@@ -1,6 +1,7 @@
 "Captions a second: in batches against one picture at a time, same model, same pictures, same run"
 import argparse, os, platform, time
 import torch
+import transformers
 from PIL import Image
 from facecontrol.caption import load_captioner
 from facecontrol.faces import draw_faces
@@ -25,7 +26,7 @@ if __name__ == '__main__': # `draw_faces` spawns
         caption = load_captioner(given.captioner, batch_size=batch_size)
         caption(images[:batch_size])
         rates[batch_size], sentences[batch_size] = rate(caption, images, given.rounds)
-        print(f'batches of {batch_size:2}: {rates[batch_size]:7.2f} captions/s, {rates[batch_size] / rates[1]:.1f} × one at a time')
+        print(f'batches of {batch_size:2}: {rates[batch_size]:7.2f} captions/s, {rates[batch_size] / rates[1]:4.1f} × one at a time', flush=True)
     same = all(written == sentences[1] for written in sentences.values())
     print(f'{"the same sentences" if same else "SENTENCES DIFFER"}; {caption.settings}; {torch.get_num_threads()} threads, {platform.machine()}, '
-          f'{os.cpu_count()} cores, torch {torch.__version__}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''))
+          f'{os.cpu_count()} cores, torch {torch.__version__}, transformers {transformers.__version__}' + (f', {torch.cuda.get_device_name()}' if torch.cuda.is_available() else ''))

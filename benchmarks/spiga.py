@@ -1,5 +1,5 @@
 "How fast SPIGA is through our windows, beside its own loop: same weights (at random), same faces, same run. `spiga.py [faces]`"
-import sys, tempfile, time
+import os, platform, sys, tempfile, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ sys.path[0] = str(Path(__file__).parents[1]/'tests') # in place of this folder, 
 from upstream_spiga import random_weights, upstream
 
 GFLOP = 41.8 # a face, counted by torch.utils.flop_counter
+device = best_device()
 
 def seconds(work, times=3):
     "The median time of a piece of work, after one to warm up"
@@ -39,15 +40,14 @@ def main(n):
         bgr = [np.asarray(image)[..., ::-1].copy() for image in images]
         def loop(): return [theirs(image, [box])['landmarks'][0] for image, box in zip(bgr, boxes)]
         true, base = np.array(loop()), n / seconds(loop, 1)
-        print(f'{device}, {torch.get_num_threads()} threads, torch {torch.__version__}: SPIGA\'s own loop {base:.2f} faces/s')
+        print(f"{n} faces\nSPIGA's own loop        {base:7.2f} faces/s", flush=True)
         for dtype in (torch.float32, torch.bfloat16) if device == 'cpu' else (torch.float32, torch.bfloat16, torch.float16):
             for compile in (False, True):
                 detect = load_detector('spiga', weights, device, dtype=dtype, compile=compile)
                 moved = np.abs(np.stack(detect(images, boxes)) - true).max(axis=(1, 2)) * 256 / [square_around(box)[2] for box in boxes]
                 rate, peak = n / seconds(lambda: detect(images, boxes), 1), matrix_rate(dtype, 2048 if device == 'cpu' else 8192)
-                print(f'ours {str(dtype)[6:]:9}{" compiled" * compile:9} {rate:7.2f} faces/s, {rate / base:5.1f} times; points moved by at most {moved.max():.4f} px of 256; '
-                      f'{GFLOP * rate / 1e3:.3f} of {peak:.3f} TFLOP/s, {GFLOP * rate / 1e3 / peak:.0%}')
+                print(f'ours {str(dtype)[6:]:9} {"compiled" * compile:8} {rate:7.2f} faces/s, {rate / base:5.1f} times; points moved by at most {moved.max():.4f} px of 256; '
+                      f'{GFLOP * rate / 1e3:.3f} of {peak:.3f} TFLOP/s, {GFLOP * rate / 1e3 / peak:.0%}', flush=True)
+    print(f'{torch.cuda.get_device_name() if device == "cuda" else device}, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, python {platform.python_version()}, torch {torch.__version__}')
 
-if __name__ == '__main__':
-    device = best_device()
-    main(int(sys.argv[1]) if sys.argv[1:] else 8 if device == 'cpu' else 512)
+if __name__ == '__main__': main(int(sys.argv[1]) if sys.argv[1:] else 8 if device == 'cpu' else 512)

@@ -4,27 +4,36 @@
     python benchmarks/train.py --script PATH              beside the script itself (diffusers/examples/controlnet/train_controlnet.py), and loss by loss
     python benchmarks/train.py --script PATH --full       Stable Diffusion 2.1's size with random weights, on a GPU
     python benchmarks/train.py --count                    FLOPs and peak bytes at that size, on tensors without contents
+
+Ours and theirs take turns in one run, and each figure is the median of the rounds. A step's seconds are from one loss to the next, unpacking
+of masks included; ours has its latents and captions in the cache, whose building is timed by benchmarks/control.py.
 """
-import argparse, platform, sys, tempfile, time
+import argparse, gc, platform, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]/'tests'))
 import full, script
 from facecontrol.faces import draw_faces, face_caption
 from facecontrol.landmarks import draw_mask
-from facecontrol.loss import Batch, controlnet_loss, load_base, new_controlnet
+from facecontrol.loss import cache_latents, controlnet_loss, draw_batch, frozen_models, load_base, new_controlnet
 from facecontrol.memory import LADDER, Rung, StepInBackward, checkpoint_blocks, make_optimizer
 from facecontrol.pocket import path
-from facecontrol.train import training_steps
+from facecontrol.train import ahead, places, training_steps
 
 def machine():
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
-    return f"{name}; torch {torch.__version__}, diffusers {version('diffusers')}"
+    return f"{name}; " + ', '.join(f'{library} {version(library)}' for library in ('torch', 'diffusers', 'accelerate')) + f', Python {platform.python_version()}'
+
+def table(head, *lines): # strings, in columns
+    widths = [max(map(len, column)) for column in zip(head, *lines)]
+    for line in (head, *lines): print('  '.join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]))
 
 def drawn(n, size): # rows in the published columns
     faces = draw_faces(range(40_000, 40_000 + n), size=size)
@@ -55,9 +64,10 @@ def pocket(script_path, steps, batch, rounds):
             loss, weight = script.apart(equal, theirs)
             found.append([np.median(run.seconds) for run in (theirs, equal, fast)])
             print(f'round {n + 1}: losses at most {loss:.1e} apart over {steps} steps, weights {weight:.1e}', flush=True)
-        theirs, equal, fast = np.median(found, axis=0)
-        print(f"{'the script' if script_path else 'its step'} {theirs:.3f} s, ours in the same order of additions {equal:.3f} s ({equal / theirs:.2f}), "
-              f'with channels last {fast:.3f} s ({fast / theirs:.2f}); batch {batch}, {size} px')
+        names = 'the script' if script_path else 'its step, from public classes', 'ours, same order of additions', 'ours, channels last'
+        medians = np.median(found, axis=0)
+        print(f'pocket world, float32, batch {batch}, {size} px; medians of {rounds} rounds of {steps} steps')
+        table(['', 's a step', 'of theirs'], *([name, f'{seconds:.3f}', f'{seconds / medians[0]:.2f}'] for name, seconds in zip(names, medians)))
 
 def matrix_rate(n=8192): # TFLOP/s of bf16 matrix products
     a, seconds = torch.randn(n, n, device='cuda', dtype=torch.bfloat16), []
@@ -69,25 +79,36 @@ def matrix_rate(n=8192): # TFLOP/s of bf16 matrix products
         seconds.append(time.perf_counter() - begun)
     return 2 * n**3 / np.median(seconds) / 1e12
 
-def full_step(rung, batch, steps, compile=False, warm=10, fraction=None):
-    "Seconds a step, GiB allocated, GiB reserved: ours at Stable Diffusion 2.1's size"
-    if fraction: torch.cuda.set_per_process_memory_fraction(fraction)
+def clear(): # what the run before has left behind: memory, a precision, compiled blocks, settings
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    half = torch.bfloat16 if rung.frozen_bf16 else torch.float32
-    with torch.device('cuda'): unet = full.sd21_unet().requires_grad_(False).eval()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.compiler.reset()
+    AcceleratorState._reset_state(True)
+
+def write_full(work): # a base of random weights, a dataset in the published columns, and its cache
+    full.write_sd21(work/'base')
+    rows = drawn(64, 512)
+    published(rows, work/'dataset')
+    base = load_base(work/'base')
+    for model in frozen_models(base): model.to('cuda', torch.bfloat16)
+    return cache_latents(base, rows, 512, batch_size=4)
+
+def full_step(work, cache, rung, steps, compile=False, warm=10, batch=4):
+    "Seconds a step, GiB allocated, GiB reserved: ours at Stable Diffusion 2.1's size"
+    clear()
+    unet = UNet2DConditionModel.from_pretrained(work/'base', subfolder='unet').requires_grad_(False).eval()
     controlnet = new_controlnet(unet).to('cuda', torch.bfloat16 if rung.trained_bf16 else torch.float32, memory_format=torch.channels_last)
-    unet.to(dtype=half, memory_format=torch.channels_last)
+    unet.to('cuda', torch.bfloat16 if rung.frozen_bf16 else torch.float32, memory_format=torch.channels_last)
     for blocks in (controlnet, unet.up_blocks): checkpoint_blocks(blocks, rung.checkpointing)
     if compile:
         for block in (*controlnet.down_blocks, controlnet.mid_block, *unet.down_blocks, unet.mid_block, *unet.up_blocks): block.compile()
     def make(some): return make_optimizer(some, 1e-5, state_bits=rung.state_bits)
     optimizer = StepInBackward(controlnet.parameters(), make, 1.) if rung.in_backward else make(controlnet.parameters())
-    def batches():
-        while True: yield Batch(torch.randn(batch, 4, 64, 64, device='cuda'), torch.randn(batch, 4, 64, 64, device='cuda'), torch.randint(1000, (batch,), device='cuda'),
-            torch.randn(batch, 77, 1024, device='cuda', dtype=half), torch.randint(256, (batch, 3, 512, 512), device='cuda', dtype=torch.uint8) / 255, None)
-    scheduler = full.DDPMScheduler(beta_schedule='scaled_linear')
-    stepping = training_steps(Accelerator(mixed_precision='no'), controlnet, optimizer, lambda step: 1e-5, lambda b: controlnet_loss(unet, controlnet, scheduler, *b), batches(), range(warm + steps))
+    batches = ahead(lambda step, part: draw_batch(cache, 0, step, batch, part, device='cuda'), places(range(warm + steps), batch))
+    scheduler = DDPMScheduler.from_pretrained(work/'base', subfolder='scheduler')
+    stepping = training_steps(Accelerator(mixed_precision='no'), controlnet, optimizer, lambda step: 1e-5, lambda b: controlnet_loss(unet, controlnet, scheduler, *b), batches, range(warm + steps))
     for _ in range(warm): next(stepping)
     torch.cuda.synchronize()
     begun = time.perf_counter()
@@ -95,41 +116,58 @@ def full_step(rung, batch, steps, compile=False, warm=10, fraction=None):
     torch.cuda.synchronize()
     return (time.perf_counter() - begun) / steps, torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
 
-def full_script(script_path, steps, work, *more): # seconds a step of the script
+def full_script(work, script_path, steps, more): # the same three of the script
+    clear()
     flags = ['--pretrained_model_name_or_path', work/'base', '--dataset_name', work/'dataset', '--conditioning_image_column', 'spiga_seg', '--caption_column', 'image_caption',
         '--resolution', 512, '--max_train_steps', steps + 10, '--train_batch_size', 4, '--seed', 0, '--checkpointing_steps', 10_000, '--output_dir', work/f'{time.time()}']
-    torch.cuda.reset_peak_memory_stats()
-    return float(np.median(script.run_script(script_path, flags + list(more)).seconds[-steps:])), torch.cuda.max_memory_allocated() / 2**30
+    seconds = float(np.mean(script.run_script(script_path, flags + more).seconds[-steps:]))
+    return seconds, torch.cuda.max_memory_allocated() / 2**30, torch.cuda.max_memory_reserved() / 2**30
+
+HALF = Rung(frozen_bf16=True)
+OURS = {'bf16': (HALF, False), 'bf16, compiled': (HALF, True), 'equal, bf16': (LADDER['equal']._replace(frozen_bf16=True), False),
+    '8gb': (LADDER['8gb'], False), '6gb': (LADDER['6gb'], False)}
+THEIRS = {'as published, float32': [], 'as shipped, bf16': ['--mixed_precision', 'bf16'],
+    'tuned': ['--mixed_precision', 'bf16', '--dataloader_num_workers', 8, '--allow_tf32', '--set_grads_to_none']}
 
 def at_full_size(script_path, steps, rounds):
     "Ours and theirs at Stable Diffusion 2.1's size, in turns"
-    rate, flops = matrix_rate(), full.count().tflop
-    half = Rung(frozen_bf16=True)
-    ways = {'bf16': (half, False), 'bf16, compiled': (half, True), 'equal': (LADDER['equal']._replace(frozen_bf16=True), False)} | {name: (LADDER[name], False) for name in ('8gb', '6gb')}
-    for name, (rung, compile) in ways.items():
-        seconds, allocated, reserved = np.median([full_step(rung, 4, steps, compile) for _ in range(rounds)], axis=0)
-        print(f'ours, {name}: {seconds:.3f} s, {allocated:.1f} GiB allocated, {reserved:.1f} reserved, {flops / seconds / rate:.0%} of the measured matrix rate', flush=True)
-    if not script_path: return
+    rate, flops, found = matrix_rate(), full.count().tflop, {}
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        full.write_sd21(work/'base')
-        published(drawn(64, 512), work/'dataset')
-        for name, more in dict(shipped=['--mixed_precision', 'bf16'], tuned=['--mixed_precision', 'bf16', '--dataloader_num_workers', 8, '--allow_tf32', '--set_grads_to_none'], published=[]).items():
-            seconds, allocated = np.median([full_script(script_path, steps, work, *more) for _ in range(rounds)], axis=0)
-            print(f'the script, {name}: {seconds:.3f} s, {allocated:.1f} GiB allocated', flush=True)
+        cache = write_full(work)
+        ways = {f'ours, {name}': lambda rung=rung, compile=compile: full_step(work, cache, rung, steps, compile) for name, (rung, compile) in OURS.items()}
+        if script_path: ways |= {f'the script, {name}': lambda more=more: full_script(work, script_path, steps, more) for name, more in THEIRS.items()}
+        for n in range(rounds):
+            for name, way in ways.items():
+                found.setdefault(name, []).append(way())
+                print(f'round {n + 1}: {name} {found[name][-1][0]:.3f} s', flush=True)
+        fits = {card: fits_into(work, cache, card) for card in (8, 6)}
+    medians = {name: np.median(some, axis=0) for name, some in found.items()}
+    print(f'Stable Diffusion 2.1, random weights, batch 4, 512 px; medians of {rounds} rounds of {steps} steps')
+    table(['', 's a step', 'GiB allocated', 'GiB reserved', f'of {rate:.0f} TFLOP/s'],   # what a cached step must compute, over what matrix products reach here
+        *([name, f'{seconds:.3f}', f'{allocated:.1f}', f'{reserved:.1f}', f'{flops / seconds / rate:.0%}' if name.startswith('ours') else ''] for name, (seconds, allocated, reserved) in medians.items()))
+    for card, fit in fits.items(): print(f"--memory {card}gb in a card of {card} GiB, 0.6 of it the driver's: {'fits' if fit else 'does not fit'}")
+
+def fits_into(work, cache, card): # GiB
+    torch.cuda.set_per_process_memory_fraction((card - .6) * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    try: return bool(full_step(work, cache, LADDER[f'{card}gb'], steps=3, warm=2))
+    except torch.OutOfMemoryError: return False
+    finally: torch.cuda.set_per_process_memory_fraction(1.)
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--script', help="path of diffusers' train_controlnet.py")
     parser.add_argument('--full', action='store_true')
     parser.add_argument('--count', action='store_true')
-    parser.add_argument('--steps', type=int, default=30)
+    parser.add_argument('--steps', type=int, help='timed steps of a round: 30, or 50 with --full')
     parser.add_argument('--batch', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=3)
     given = parser.parse_args()
     print(machine())
     if given.count:
-        for name, rung in dict(cached=Rung(), **LADDER).items(): print(name, full.count(rung, batch=1 if name == '4gb' else 4))
-        print('the script', full.count(cached=False))
-    elif given.full: at_full_size(given.script, given.steps, given.rounds)
-    else: pocket(given.script, given.steps, given.batch, given.rounds)
+        counted = {name: (full.count(rung, batch), batch) for name, rung, batch in (('cached, float32', Rung(), 4), ('cached, bf16', HALF, 4),
+            *((name, rung, 1 if name == '4gb' else 4) for name, rung in LADDER.items()), ('equal, bf16', OURS['equal, bf16'][0], 4))}
+        counted |= {f'not cached, {name}': (full.count(rung, cached=False), 4) for name, rung in (('float32', Rung()), ('bf16', HALF))}
+        table(['', 'batch', 'TFLOP a step', 'GiB alive'], *([name, str(batch), f'{step.tflop:.2f}', f'{step.peak:.2f}'] for name, (step, batch) in counted.items()))
+    elif given.full: at_full_size(given.script, given.steps or 50, given.rounds)
+    else: pocket(given.script, given.steps or 30, given.batch, given.rounds)

@@ -56,7 +56,7 @@ def look_of(
     small = np.asarray(image.convert('L').resize((17, 16), Image.Resampling.BOX), np.int16)
     return np.packbits(small[:, 1:] < small[:, :-1] - 1).tobytes().hex()
 
-# %% ../nbs/07_check.ipynb #4b394799
+# %% ../nbs/07_check.ipynb #47879db7
 def _misread(mask, points):
     "How far a mask is from its points, in strokes; 0: it is the very drawing of them"
     if np.array_equal(mask, draw_mask(points, mask.width)): return 0.
@@ -72,6 +72,7 @@ def _undrawn(seg, points):
     large = noses[2][1:, cv2.CC_STAT_AREA] > .001 * seg.width * seg.height
     return int(np.sum(large & ~np.array(inside, bool)))
 
+# %% ../nbs/07_check.ipynb #9d2802ae
 def measure_row(
     row:dict, # as the parquet files have it
     shard:str, # its file
@@ -158,7 +159,7 @@ def _worst(rows, verdicts, count):
     order = sorted(range(len(rows)), key=lambda n: (-len(verdicts[n]), -(rows[n].error or 0), n))
     return order[:count]
 
-# %% ../nbs/07_check.ipynb #7198da28
+# %% ../nbs/07_check.ipynb #98f89925
 def _pictures(dataset, rows, verdicts):
     "Rows as figures"
     for row, broken in zip(rows, verdicts):
@@ -167,6 +168,7 @@ def _pictures(dataset, rows, verdicts):
         error = '' if row.error is None else f', NME {row.error:.1%}'
         yield figure(images, f'<b>{html.escape(", ".join(broken) or "nothing wrong")}</b><br>{html.escape(row.id)}{error}<br>{html.escape(row.caption)}')
 
+# %% ../nbs/07_check.ipynb #5cc4aa63
 def check(
     dataset:str|Path, # folder with `data/*.parquet`
     report:str|Path|None=None, # an .html file; None: beside the dataset
@@ -191,7 +193,7 @@ def check(
     write_file(report, page(f'{dataset.name}: quality', ''.join(body), 'Pictures of the dataset; its card says where they come from.'))
     return found | dict(report=str(report))
 
-# %% ../nbs/07_check.ipynb #184c2324
+# %% ../nbs/07_check.ipynb #faed56e0
 def drop(
     dataset:str|Path, # folder, written by `build`
     out:str|Path, # folder: new, empty, or written by us before
@@ -219,5 +221,6 @@ def drop(
             line['aside'] += [dict(id=ids[place], stage='check', reason=RULES[broken[0]]) for place, broken in why.items() if place[0] == shard]
         return finish(folder, header, lines)
 
-def _rows(path):
+# %% ../nbs/07_check.ipynb #15b54b94
+def _rows(path): # one at a time
     for batch in pq.ParquetFile(path).iter_batches(100): yield from batch.to_pylist()

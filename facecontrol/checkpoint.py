@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from .memory import optimizer_tensors, restore_optimizer
 from .store import staged, verify
 
-# %% ../nbs/06_checkpoint.ipynb #965564ab
+# %% ../nbs/06_checkpoint.ipynb #23279cf9
 def save_checkpoint(
     folder:str|Path, # becomes `controlnet/`, `optimizer.safetensors`, `history.json` and a manifest
     controlnet:ControlNetModel, # in training
@@ -35,6 +35,7 @@ def save_checkpoint(
         save_file(remembered, new/'optimizer.safetensors')
         (new/'history.json').write_text(json.dumps(history))
 
+# %% ../nbs/06_checkpoint.ipynb #f197a616
 def load_checkpoint(
     folder:str|Path, # as `save_checkpoint` wrote it
     controlnet:ControlNetModel, # weights are replaced

@@ -36,7 +36,7 @@ def quickstart(
     print(f"median error {adherence['nme_median']:.1%} with the mask, {adherence['uncontrolled_nme_median']:.1%} without, "
           f"on {adherence['n']} held-out masks\nlook at {out/'report.html'}")
 
-# %% ../nbs/12_cli.ipynb #e77bced3
+# %% ../nbs/12_cli.ipynb #6add6597
 @app.command()
 def plan(
     base:Annotated[str, Option(help='pocket, sd15, sd21, sdxl, or a folder')]='sd21',
@@ -46,6 +46,7 @@ def plan(
     mixed_precision:Annotated[str, Option('--mixed_precision', help='bf16 or no')]='bf16',
     gradient_checkpointing:Annotated[bool, Option('--gradient_checkpointing', help='compute twice instead of keeping')]=False,
     use_8bit_adam:Annotated[bool, Option('--use_8bit_adam', help='a smaller optimizer')]=False,
+    memory:Annotated[str|None, Option(help="8gb, 6gb or 4gb: the trainer's setting of that name")]=None,
     examples:Annotated[int, Option(help='pictures in the dataset')]=100_000,
     num_train_epochs:Annotated[int, Option('--num_train_epochs', help='times each is seen')]=1,
     gpu:Annotated[str, Option(help="T4, L4, A10G, RTX3090, RTX4090, A100, H100, H200, or this: the processor at hand")]='A100',
@@ -122,14 +123,19 @@ def check(
     for rule, count in found['broken'].items(): print(f'  {rule}: {count:,} ({check.RULES[rule]})')
     if drop: print(f"{check.drop(out, into, drop.split(','), workers).train:,} rows to train on are in {into}")
 
-# %% ../nbs/12_cli.ipynb #aed693ac
+# %% ../nbs/12_cli.ipynb #d28d953b
 @app.command(add_help_option=False, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def train(
     context:typer.Context,
+    stop_when_worse:Annotated[int|None, Option('--stop_when_worse', help='measure each checkpoint; end when so many in a row are no better, or have forgotten')]=None,
 )->None:
     "Train a ControlNet, with diffusers' flags."
     from facecontrol.train import main
-    main(context.args)
+    stop = None
+    if stop_when_worse is not None:
+        from facecontrol.evaluate import stop_when_worse as measured
+        stop = measured(stop_when_worse)
+    main(context.args, stop=stop)
 
 # %% ../nbs/12_cli.ipynb #31687e74
 @app.command()

@@ -292,13 +292,14 @@ class Built(NamedTuple):
     bad:int # frames that could not be used
     shards:int # files
 
-# %% ../nbs/06_dataset.ipynb #8b87f80e
+# %% ../nbs/06_dataset.ipynb #bfc133c9
 def _errors(table):
     "The detector's NME in the rows whose source has landmarks"
     pairs = [(found, parse_landmarks(text)[:68]) for text, found in zip(*(table[name].to_pylist() for name in ('landmarks', 'spiga'))) if text]
     pairs = [(found, true) for found, true in pairs if (true[36] != true[45]).any()]
     return nme(*map(np.array, zip(*pairs))).tolist() if pairs else []
 
+# %% ../nbs/06_dataset.ipynb #5cc5742a
 def finish(
     out:Path, # the dataset's folder
     header:dict, # the log's first line

@@ -146,7 +146,7 @@ def load_network(
     network.load_state_dict(load_file(folder / 'model.safetensors'))
     return network.eval().to(memory_format=torch.channels_last)
 
-# %% ../nbs/04_detect.ipynb #ce9856de
+# %% ../nbs/04_detect.ipynb #30b6740f
 def _check_images(
     images, # what we were given
 )->list: # RGB pictures
@@ -158,6 +158,7 @@ def _check_images(
         if image.mode != 'RGB': raise ValueError(f"images[{i}] must be an RGB picture, got mode {image.mode!r}: image.convert('RGB')?")
     return images
 
+# %% ../nbs/04_detect.ipynb #81fc9520
 def _check_box(
     box, # what we were given
     image:Image.Image, # whose box it is
@@ -185,7 +186,7 @@ def squares_of(
     return [square_around((0, 0, *image.size), scale=1) if box is None else square_around(_check_box(box, image, i))
             for i, (image, box) in enumerate(zip(images, boxes))]
 
-# %% ../nbs/04_detect.ipynb #0ad12cb9
+# %% ../nbs/04_detect.ipynb #9bd398ee
 def through_squares(
     locate, # `(n, size, size, 3)` uint8 → landmarks `(n, 68, 2)` in pixels of the window; `(n,)` bool: is there a face; `(n, 6)` poses, or None
     size:int, # of the windows it wants, pixels
@@ -216,11 +217,12 @@ def through_squares(
         return found
     return detect
 
+# %% ../nbs/04_detect.ipynb #97895816
 def _found_square(find, image): # around the largest face; None: there is none
     boxes = find(image)
     return square_around(boxes[0]) if boxes else None
 
-# %% ../nbs/04_detect.ipynb #a43ae509
+# %% ../nbs/04_detect.ipynb #ceb7ec1b
 def _pocket(
     weights, # folder
     device:str, # of torch
@@ -236,6 +238,7 @@ def _pocket(
 
     return locate, network.config['size']
 
+# %% ../nbs/04_detect.ipynb #ffcb13e2
 def load_detector(
     name:str='pocket', # or 'spiga'
     weights=None, # other weights than its own: for 'pocket' a folder, for 'spiga' a .pt or .safetensors file
@@ -284,7 +287,7 @@ def spiga_face(
         face[known['ldm_ids'].index(int(point))] = float(forward), -float(right), -float(up)
     return face, np.array([[96, 0, 32], [0, 96, 32], [0, 0, 1.]]), len(known['ldm_edges_matrix'][0]) - 1
 
-# %% ../nbs/04_detect.ipynb #96936bf8
+# %% ../nbs/04_detect.ipynb #29328840
 def _turned(
     pose:np.ndarray, # `(6,)` yaw, pitch, roll in degrees, then x, y, z
 )->np.ndarray: # `(3, 3)` from the head's axes to the camera's
@@ -295,6 +298,7 @@ def _turned(
     about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
     return about_y @ about_z @ about_x
 
+# %% ../nbs/04_detect.ipynb #a86bb673
 def project_pose(
     points:np.ndarray, # `(n, 3)` in units of the average face, see `spiga_face`
     pose:np.ndarray, # `(6,)` yaw, pitch, roll in degrees, then x, y, z
@@ -304,6 +308,7 @@ def project_pose(
     seen = (points @ _turned(pose).T + pose[3:]) @ spiga_face()[1].T
     return points_from_square(seen[:, :2] / seen[:, 2:], square, 64, origin=0)
 
+# %% ../nbs/04_detect.ipynb #ba392d71
 def fit_pose(
     landmarks:np.ndarray, # `(68, 2)` x, y in pixels of the picture
     square:tuple, # left, top, side in pixels: the window the pose belongs to
@@ -329,7 +334,7 @@ def pick_square(
     def start(edge): return -(1 / zoom * (size / 2 - zoom * (edge + side / 2)))
     return np.asarray(image.transform((size, size), Image.Transform.AFFINE, (1 / zoom, 0, start(left), 0, 1 / zoom, start(top))))
 
-# %% ../nbs/04_detect.ipynb #3942341e
+# %% ../nbs/04_detect.ipynb #fc2c1ae6
 class _Convolutions(nn.Module):
     "SPIGA's eyes, on their own device and in their own precision; what they see goes home in single precision"
     def __init__(self,
@@ -348,6 +353,7 @@ class _Convolutions(nn.Module):
         pixel_values = windows.to(self.how['device']).flip(3).permute(0, 3, 1, 2).float() / 255 # BGR, [0, 1], channels last
         return {name: [maps[-1].to(self.home, torch.float32)] for name, maps in self.cnn(pixel_values.to(self.how['dtype'])).items()}
 
+# %% ../nbs/04_detect.ipynb #dc091f6d
 def _spiga(
     file, # .pt or .safetensors
     device:str, # of torch
@@ -395,9 +401,10 @@ def read_weights(
     if bad: raise ValueError(f'{bad[0]} in {file.name} must be {tuple(like[bad[0]].shape)}, got {tuple(weights[bad[0]].shape)}: weights for other landmarks?')
     return weights
 
-# %% ../nbs/04_detect.ipynb #b405ef9c
+# %% ../nbs/04_detect.ipynb #cf50216a
 SPIGA_HUB = 'aprados/spiga' # its authors' repository of weights
 
+# %% ../nbs/04_detect.ipynb #2a5cc44d
 def spiga_weights(
     scheme:str='300wpublic', # one of `SCHEMES`
     revision:str=None, # a commit of the repository; None: the newest, or the one noted at the first download
@@ -424,7 +431,7 @@ def spiga_weights(
         raise ValueError(f"{name} could not be had from {SPIGA_HUB}: {str(error).splitlines()[0]} (a file on disk goes into weights=)") from None
     return folder/'model.safetensors'
 
-# %% ../nbs/04_detect.ipynb #f8f0a18b
+# %% ../nbs/04_detect.ipynb #68f2f633
 def load_finder(
     model=None, # YuNet's .onnx file; None: scikit-image's cascade
     side:int=480, # pictures whose longer side is larger are shrunk to this before the search, pixels
@@ -444,6 +451,7 @@ def load_finder(
         return distinct
     return find
 
+# %% ../nbs/04_detect.ipynb #5da1ed24
 def _cascade(smallest):
     try:
         from skimage.data import lbp_frontal_face_cascade_filename

@@ -388,7 +388,7 @@ def stop_reason(
         return f"no checkpoint since step {best['step']} follows better than its {best['nme_median']:.1%}"
     return ''
 
-# %% ../nbs/09_evaluate.ipynb #21043260
+# %% ../nbs/09_evaluate.ipynb #8fd17c7f
 def draw_curves(
     points:Sequence[dict], # as in `choose`
     chosen:dict|None=None, # from `choose`
@@ -406,16 +406,18 @@ def draw_curves(
     _draw_curve(below, points, over, 'retention', 'C1')
     above.set(ylabel='median NME', ylim=0)
     below.set(ylabel='retention', ylim=0, xlabel=dict(step='step', scale='conditioning scale')[over] + (' (line: the chosen one)' if chosen else ''))
-    for axis, level, name in ((above, floor, 'floor: the detector'), (above, ceiling, 'ceiling: no control'), (below, keep, 'to be kept')):
-        if level is None or not np.isfinite(level): continue
-        axis.axhline(level, color='grey', lw=0.8, ls='--')
-        axis.annotate(name, (0, level), (4, 2), xycoords=('axes fraction', 'data'), textcoords='offset points', fontsize=8, color='grey')
+    for axis, level, name in ((above, floor, 'floor: the detector'), (above, ceiling, 'ceiling: no control'), (below, keep, 'to be kept')): _draw_level(axis, level, name)
     if chosen:
         for axis in (above, below): axis.axvline(chosen.get(over, 1) or 0, color='0.3', lw=1)
     if converged and over == 'step': above.axvspan(*converged['interval'], color='C0', alpha=.15, lw=0)
     return figure
 
-# %% ../nbs/09_evaluate.ipynb #4eb89f19
+# %% ../nbs/09_evaluate.ipynb #e607ef1a
+def _draw_level(axis, level, name): # a dashed line, if there is one
+    if level is None or not np.isfinite(level): return
+    axis.axhline(level, color='grey', lw=0.8, ls='--')
+    axis.annotate(name, (0, level), (4, 2), xycoords=('axes fraction', 'data'), textcoords='offset points', fontsize=8, color='grey')
+
 def _draw_curve(axis, points, over, name, colour): # with its 95 % intervals, if it has them
     at = lambda p: p.get(over, 1) or 0
     points = sorted(points, key=at)
@@ -503,7 +505,7 @@ def parts_of(
     models = {name: fingerprint(model) for name, model in sorted(pipeline.components.items()) if isinstance(model, torch.nn.Module)}
     return models | dict(scheduler=json.dumps(dict(pipeline.scheduler.config), sort_keys=True, default=str))
 
-# %% ../nbs/09_evaluate.ipynb #1bf47aa2
+# %% ../nbs/09_evaluate.ipynb #289cad32
 def painter(
     pipeline:diffusers.DiffusionPipeline, # from `load_pipeline`
     cache:str|Path, # folder of pictures; may be shared by any number of runs
@@ -512,14 +514,9 @@ def painter(
     "A `generate` that draws nothing twice"
     cache, made_by = Path(cache), [parts_of(pipeline), torch.__version__, diffusers.__version__]
     cache.mkdir(parents=True, exist_ok=True)
-
-    def name(prompt, mask, seed, settings):
-        drawing = mask and [mask.size, hashlib.sha256(mask.convert('RGB').tobytes()).hexdigest()]
-        return hashlib.sha256(json.dumps([made_by, prompt, drawing, seed, settings], sort_keys=True).encode()).hexdigest()
-
     def paint(prompts, conditioning_images, seeds, **settings):
         masks = conditioning_images or [None] * len(prompts)
-        files = [cache/f'{name(*about, settings)}.png' for about in zip(prompts, masks, seeds)]
+        files = [cache/f'{_picture_name(made_by, *about, settings)}.png' for about in zip(prompts, masks, seeds)]
         missing = [i for i, file in enumerate(files) if not file.exists()]
         if bar is not None: bar.update(len(files) - len(missing))
         for start in range(0, len(missing), 8):
@@ -528,18 +525,37 @@ def painter(
             for i, image in zip(part, images): write_file(files[i], _png(image, prompt=prompts[i], seed=seeds[i]))
             if bar is not None: bar.update(len(part))
         return [Image.open(file).convert('RGB') for file in files]
-
     return paint
 
-# %% ../nbs/09_evaluate.ipynb #f9fc3320
+# %% ../nbs/09_evaluate.ipynb #c15eb117
+def _picture_name(made_by, prompt, mask, seed, settings): # of all that decides a picture
+    drawing = mask and [mask.size, hashlib.sha256(mask.convert('RGB').tobytes()).hexdigest()]
+    return hashlib.sha256(json.dumps([made_by, prompt, drawing, seed, settings], sort_keys=True).encode()).hexdigest()
+
 def _png(image, **said): # bytes, marked as AI-generated
     buffer = io.BytesIO()
     image.save(buffer, 'PNG', pnginfo=ai_generated(**said))
     return buffer.getvalue()
 
-# %% ../nbs/09_evaluate.ipynb #10cb4605
+# %% ../nbs/09_evaluate.ipynb #a279c2a0
+def _answers(exam,
+    controlnet:str|Path|None=None, # a folder or Hub id; None: the base alone
+    scale:float=1., # its conditioning scale
+    blank:bool=False, # only the probes, on empty masks
+)->tuple: # pictures on the rows' masks, pictures of the probes
+    "Draw the answers"
+    if controlnet not in exam.last: exam.last = controlnet, painter(load_pipeline(exam.base, controlnet), exam.cache, exam.bar)   # one is kept
+    prompts, masks = [row['caption'] for row in exam.rows], [row['mask'] for row in exam.rows]
+    turns = [Image.new('RGB', masks[0].size) if blank else masks[i % len(masks)] for i in range(len(exam.probes))]
+    settings = dict(steps=exam.steps, controlnet_conditioning_scale=float(scale))
+    def drawn(prompts, masks): return exam.last[1](prompts, masks if controlnet else None, range(exam.seed, exam.seed + len(prompts)), **settings)
+    return [] if blank else drawn(prompts, masks), drawn([prompt for *_, prompt in exam.probes], turns)
+
+# %% ../nbs/09_evaluate.ipynb #7a111b90
 class Exam:
     "The same masks, prompts and seeds for every checkpoint of a base"
+    draw = _answers
+
     def __init__(self,
         base:str, # as `load_pipeline` takes it
         rows:Sequence[dict], # from `held_out_rows` or `drawn_rows`
@@ -556,19 +572,6 @@ class Exam:
         self.landmarks, self.size, self.last = np.stack([row['landmarks'] for row in self.rows]), self.rows[0]['mask'].width, ()
         self.plain = self.draw()
         self.base_right = recognised(self.plain[1], self.probes, self.similarity)
-
-    def draw(self,
-        controlnet:str|Path|None=None, # a folder or Hub id; None: the base alone
-        scale:float=1., # its conditioning scale
-        blank:bool=False, # only the probes, on empty masks
-    )->tuple: # pictures on the rows' masks, pictures of the probes
-        "Draw the answers"
-        if controlnet not in self.last: self.last = controlnet, painter(load_pipeline(self.base, controlnet), self.cache, self.bar)   # one is kept
-        prompts, masks = [row['caption'] for row in self.rows], [row['mask'] for row in self.rows]
-        turns = [Image.new('RGB', masks[0].size) if blank else masks[i % len(masks)] for i in range(len(self.probes))]
-        settings = dict(steps=self.steps, controlnet_conditioning_scale=float(scale))
-        def answers(prompts, masks): return self.last[1](prompts, masks if controlnet else None, range(self.seed, self.seed + len(prompts)), **settings)
-        return [] if blank else answers(prompts, masks), answers([prompt for *_, prompt in self.probes], turns)
 
 # %% ../nbs/09_evaluate.ipynb #7892adc0
 def measure(
@@ -641,48 +644,53 @@ def find_run(
     base = said.get('pretrained_model_name_or_path') or ((folder/'README.md').is_file() and _card_base(folder/'README.md')) or None
     return Run(found, base, rows[0] if rows else None, folder/'evaluation')
 
-# %% ../nbs/09_evaluate.ipynb #b4ca1b42
+# %% ../nbs/09_evaluate.ipynb #c34d61e7
+def _resolved(run, dataset, base, out): # a Run, with what was given in place of what it says
+    found = find_run(run)
+    if not (base or found.base): raise ValueError(f'base must be given: {run} does not say which Stable Diffusion it was trained for')
+    return found._replace(base=base or found.base, dataset=dataset or found.dataset, out=Path(out or found.out))
+
+def _bar(checkpoints, rows, probes, scales, grid): # for all pictures of an evaluation
+    others = sum(scale != 1 for scale in scales)
+    looks = len(checkpoints) * (1 + grid * others) + (not grid) * others + 1
+    return tqdm(total=(looks + 1) * rows + (looks + 2) * 8 * probes, desc='draw', unit=' pictures')
+
+def _points(exam, checkpoints, scales, grid, keep, slack): # every checkpoint at scale 1, then other scales where it is worth it
+    points = [measure(exam, controlnet, step) for step, controlnet in checkpoints.items()]
+    where = checkpoints if grid else [choose(points, keep, slack)['step']]
+    return points + [measure(exam, checkpoints[step], step, float(scale)) for step in where for scale in scales if scale != 1]
+
+# %% ../nbs/09_evaluate.ipynb #e2d7ab19
 def evaluate_run(
     run:str|Path, # a training's output_dir, a ControlNet's folder, or a Hub id such as 'multimodalart/uncannyfaces_25K'
     dataset:str|Path|None=None, # built folder with held-out rows; None: the run's own, or else faces drawn for the occasion
     base:str|None=None, # as `load_pipeline` takes it; None: what the run or its card says
     out:str|Path|None=None, # folder; None: `evaluation` in the run
-    n:int=64, # masks
-    probes:int=6, # how often each concept and style is asked for
+    n:int=64, probes:int=6, # masks; how often each concept and style is asked for
     scales:Sequence[float]=(.5, .75, 1.25), # conditioning scales to try besides 1
     grid:bool=False, # try them at every checkpoint, not only at the one chosen at scale 1
-    keep:float=.9, # retention that is wanted
-    slack:float=.05, # as in `choose`
-    seed:int=0, # of the pictures
-    steps:int=20, # of the sampler
+    keep:float=.9, slack:float=.05, # retention that is wanted; as in `choose`
+    seed:int=0, steps:int=20, # of the pictures; of the sampler
     cache:str|Path|None=None, # folder of pictures; None: `pictures` in `out`
     detect:Callable|None=None, # `detect(images)`; None: the pocket detector
     similarity:Clip|None=None, # from `load_clip`; None: the pocket CLIP
 )->dict: # what metrics.json says
     "Both curves of a run, the choice, and a report of it"
     settings = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in locals().items() if name not in ('detect', 'similarity')}
-    found, begun, scales = find_run(run), time.time(), [float(scale) for scale in scales if scale != 1]
-    base, out, dataset = base or found.base, Path(out or found.out), dataset or found.dataset
-    if not base: raise ValueError(f'base must be given: {run} does not say which Stable Diffusion it was trained for')
-    rows = held_out_rows(dataset, n) if dataset else drawn_rows(n, picture_size(load_pipeline(base)))
-    out.mkdir(parents=True, exist_ok=True)
-    looks = len(found.checkpoints) * (1 + grid * len(scales)) + (not grid) * len(scales) + 1
-    with lock(out), tqdm(total=(looks + 1) * len(rows) + (looks + 2) * 8 * probes, desc='draw', unit=' pictures') as bar:
-        exam = Exam(base, rows, probes, cache or out/'pictures', detect, similarity, seed, steps, bar)
-        points = [measure(exam, controlnet, step) for step, controlnet in found.checkpoints.items()]
-        where = found.checkpoints if grid else [choose(points, keep, slack)['step']]
-        points += [measure(exam, found.checkpoints[step], step, scale) for step in where for scale in scales]
-        chosen = choose(points, keep, slack)
-        report = _findings(exam, points, chosen, found.checkpoints[chosen['step']], keep) | dict(settings=settings | dict(base=str(base)))
-        report |= dict(seconds=round(time.time() - begun, 1), **origin())
-        _write(out, exam, report, found.checkpoints[chosen['step']])
+    found, begun = _resolved(run, dataset, base, out), time.time()
+    rows = held_out_rows(found.dataset, n) if found.dataset else drawn_rows(n, picture_size(load_pipeline(found.base)))
+    with lock(found.out), _bar(found.checkpoints, len(rows), probes, scales, grid) as bar:
+        exam = Exam(found.base, rows, probes, cache or found.out/'pictures', detect, similarity, seed, steps, bar)
+        report = _findings(exam, _points(exam, found.checkpoints, scales, grid, keep, slack), found.checkpoints, keep, slack)
+        report |= dict(settings=settings | dict(base=str(found.base)), seconds=round(time.time() - begun, 1), **origin())
+        _write(found.out, exam, report, found.checkpoints[report['chosen']['step']])
     return report
 
-# %% ../nbs/09_evaluate.ipynb #2e6b7c42
-def _findings(exam, points, chosen, controlnet, keep): # everything that the points say
-    base = measure(exam)
+# %% ../nbs/09_evaluate.ipynb #5eb814f9
+def _findings(exam, points, checkpoints, keep, slack): # everything that the points say
+    base, chosen = measure(exam), choose(points, keep, slack)
     curve = [p for p in (base, *points) if p['scale'] == 1 and p['step'] is not None]
-    groups = face_groups(exam.landmarks, [row['traits'] for row in exam.rows])
+    groups, controlnet = face_groups(exam.landmarks, [row['traits'] for row in exam.rows]), checkpoints[chosen['step']]
     blank, blank_interval = kept_share(recognised(exam.draw(controlnet, chosen['scale'], blank=True)[1], exam.probes, exam.similarity), exam.base_right)
     return dict(
         chosen=chosen, floor=detector_floor(exam), ceiling=base['nme_median'], keep=keep,
@@ -691,8 +699,9 @@ def _findings(exam, points, chosen, controlnet, keep): # everything that the poi
         groups=by_group(chosen['errors'], groups), worst_group=worst_group(chosen['errors'], groups),
         retention_blank=blank, retention_blank_interval=blank_interval, base=base, points=points)
 
-# %% ../nbs/09_evaluate.ipynb #1572b0eb
+# %% ../nbs/09_evaluate.ipynb #34158f3a
 def _write(out, exam, report, controlnet): # the four files
+    out.mkdir(parents=True, exist_ok=True)
     curves = draw_curves([report['base'], *report['points']], report['chosen'], report['floor'], report['ceiling'], report['keep'], report['converged'])
     scales = draw_curves(report['points'], report['chosen'], report['floor'], report['ceiling'], report['keep'], over='scale')
     plane = draw_choice(report['points'], report['chosen'], report['keep'])
@@ -714,7 +723,7 @@ def _plain_png(image): # bytes; a chart, so not marked as AI-generated
     image.save(buffer, 'PNG')
     return buffer.getvalue()
 
-# %% ../nbs/09_evaluate.ipynb #bff41147
+# %% ../nbs/09_evaluate.ipynb #f7d9afa9
 def evaluation_page(
     report:dict, # what metrics.json says
     exam:Exam, # that was sat
@@ -737,9 +746,7 @@ def evaluation_page(
 <h2>The worst of all {len(results)}</h2>{page.grid((_result(*r) for r in sorted(results, key=lambda r: -r[3])[:6]), 3)}
 <h2>What it still knows</h2><p>The probe on a face's mask, and by the base alone. A tick: CLIP recognises what was asked for.</p>{page.grid(_probes(exam, probes), 2)}
 <h2>Every point</h2>{page.table(_rows(report), ('step', 'scale', 'median NME', 'box norm', 'over 15%', 'AUC', 'not found', 'retention', 'personness', 'KID'))}
-<h2>Where, and for whom</h2><p>{_worst(report['worst_group'])}</p>{page.table({name: page.percent(error) for name, error in chosen['parts'].items()})}
-{page.table({f'{trait}: {group}': [page.percent(f['nme_median']), f"{f['failure_rate']:.0%}", f['n']] for trait, groups in report['groups'].items() for group, f in groups.items()}, ('group', 'median NME', 'over 15%', 'faces'))}
-<h2>Made with</h2>{page.table(report['settings'] | report['versions'] | {name: report[name] for name in ('python', 'machine', 'commit', 'seconds')})}'''
+{_tables(report)}'''
     return page.page('facecontrol: evaluation', body)
 
 # %% ../nbs/09_evaluate.ipynb #57119e7d
@@ -754,7 +761,14 @@ def _probes(exam, probes, most=24): # each probe beside the base's
     return [page.figure({'on a mask': ours, 'by the base': base}, f'{html.escape(prompt)} {tick(a)} {tick(b)}')
             for ours, base, (*_, prompt), a, b in list(zip(probes, exam.plain[1], exam.probes, right, exam.base_right))[:most]]
 
-# %% ../nbs/09_evaluate.ipynb #c8d94269
+# %% ../nbs/09_evaluate.ipynb #99e65e8e
+def _tables(report): # parts of the face, groups of faces, and what it was made with
+    parts = {name: page.percent(error) for name, error in report['chosen']['parts'].items()}
+    groups = {f'{trait}: {group}': [page.percent(f['nme_median']), f"{f['failure_rate']:.0%}", f['n']] for trait, groups in report['groups'].items() for group, f in groups.items()}
+    made = report['settings'] | report['versions'] | {name: report[name] for name in ('python', 'machine', 'commit', 'seconds')}
+    return (f"<h2>Where, and for whom</h2><p>{_worst(report['worst_group'])}</p>{page.table(parts)}{page.table(groups, ('group', 'median NME', 'over 15%', 'faces'))}"
+            f'<h2>Made with</h2>{page.table(made)}')
+
 def _rows(report): # one line of the table for each point
     rows = [report['base'] | dict(step='base', scale='')] + report['points']
     return {i: line for i, line in enumerate([p['step'], p['scale'], page.percent(p['nme_median']), page.percent(p['nme_box_median']), f"{p['failure_rate']:.0%}",

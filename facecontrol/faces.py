@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEAN_HEAD', 'JAW', 'BROWS', 'NOSE', 'EYES', 'MOUTH', 'IDENTITY', 'EXPRESSION', 'CONCEPTS', 'STYLES', 'POCKET_SEEDS',
-           'COLOURS', 'HAIR', 'SKIN', 'FUR', 'METAL', 'OGRE', 'EYE', 'CUTS', 'EXPRESSIONS', 'CLASSES', 'STYLE_WORDS',
-           'head_points', 'rotation', 'project', 'Face', 'sample_face', 'visible_landmarks', 'paint', 'face_caption',
-           'caption_attributes', 'Drawing', 'draw_face', 'draw_faces']
+           'COURSE_SEEDS', 'COLOURS', 'HAIR', 'SKIN', 'FUR', 'METAL', 'OGRE', 'EYE', 'CUTS', 'EXPRESSIONS', 'CLASSES',
+           'STYLE_WORDS', 'head_points', 'rotation', 'project', 'Face', 'sample_face', 'visible_landmarks', 'paint',
+           'face_caption', 'caption_attributes', 'Drawing', 'draw_face', 'draw_faces']
 
 # %% ../nbs/02_faces.ipynb #12d8b08d
 import os
@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-# %% ../nbs/02_faces.ipynb #2d9cdce1
+# %% ../nbs/02_faces.ipynb #c9634865
 # One half of the mean head (the picture's left), in head units: x right, y down, z towards the viewer;
 # the head is 2 wide between the ears. Drawn up for this project, not measured from anybody.
 _HALF = {
@@ -45,6 +45,7 @@ def _mirror(
     "The same points on the other side of the head"
     return np.multiply(points, (side, 1, 1))
 
+# %% ../nbs/02_faces.ipynb #6b27c004
 def _whole_head()->np.ndarray: # `(70, 3)` head units
     "Both halves of the mean head"
     head = np.zeros((70, 3))
@@ -56,7 +57,7 @@ def _whole_head()->np.ndarray: # `(70, 3)` head units
 MEAN_HEAD = _whole_head()
 JAW, BROWS, NOSE, EYES, MOUTH = np.r_[0:17], np.r_[17:27], np.r_[27:36], np.r_[36:48, 68, 69], np.r_[48:68]
 
-# %% ../nbs/02_faces.ipynb #e568d461
+# %% ../nbs/02_faces.ipynb #d2bc5ed8
 IDENTITY = ('width', 'jaw', 'chin', 'eyes', 'spacing', 'tilt', 'brow_height', 'brow_arch', 'nose_length', 'nose_width',
             'mouth_width', 'lips', 'mouth_height')
 
@@ -66,6 +67,7 @@ def _hump(
     "0 at both ends, 1 in the middle"
     return np.sin(np.linspace(0, np.pi, n))
 
+# %% ../nbs/02_faces.ipynb #7d0ea78f
 def _identify(
     p:np.ndarray, # `(70, 3)` head units, changed in place
     v:dict, # identity, about N(0, 1) each
@@ -86,7 +88,7 @@ def _identify(
     p[MOUTH, 1] += .035 * v['mouth_height']
     p[:, 0] *= 1 + .04 * v['width']
 
-# %% ../nbs/02_faces.ipynb #561bc1c5
+# %% ../nbs/02_faces.ipynb #bdfce075
 EXPRESSION = ('open', 'smile', 'brows', 'blink', 'gaze_x', 'gaze_y', 'pucker')
 _LOWER_LIP, _CORNERS, _INNER_BROWS = [55, 56, 57, 58, 59, 65, 66, 67], [48, 54, 60, 64], [20, 21, 22, 23]
 _LIDS = (([37, 38], [41, 40]), ([43, 44], [47, 46])) # of each eye: upper, and the lower points beneath them
@@ -102,6 +104,7 @@ def _open_mouth(
     p[_CORNERS, 0] *= 1 - .10 * amount
     p[3:14, 1] += .26 * amount * _hump(11)
 
+# %% ../nbs/02_faces.ipynb #4897e813
 def _express(
     p:np.ndarray, # `(70, 3)` head units, changed in place
     e:dict, # expression: open, blink, pucker 0..1; smile, brows, gaze_x, gaze_y -1..1
@@ -133,7 +136,7 @@ def head_points(
     _express(points, face.expression)
     return points
 
-# %% ../nbs/02_faces.ipynb #677d8172
+# %% ../nbs/02_faces.ipynb #de0947a3
 _PIVOT = np.array([0, -.05, -.6]) # the head turns about a point between the ears
 _FOCAL = 7. # head units from the camera
 
@@ -150,6 +153,7 @@ def rotation(
     turn = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
     return lean @ nod @ turn
 
+# %% ../nbs/02_faces.ipynb #95e60f10
 def project(
     points:np.ndarray, # `(n, 3)` head units
     face:'Face', # whose pose and camera
@@ -161,10 +165,11 @@ def project(
     scale, x, y = face.camera
     return turned[:, :2] * near * scale * size + np.array([x, y]) * size - .5
 
-# %% ../nbs/02_faces.ipynb #5a57d4f5
+# %% ../nbs/02_faces.ipynb #0c1f0488
 CONCEPTS = ('person', 'cat', 'ogre', 'robot', 'clown')
 STYLES = ('render', 'sketch', 'cartoon', 'pixel', 'oil')
 POCKET_SEEDS = 10**9 # seeds from here on are kept for training the pocket models
+COURSE_SEEDS = (16, 44, 53) # three faces that walk through the course; its own dataset holds them out
 
 def _check_word(
     name:str, # of the argument
@@ -174,6 +179,7 @@ def _check_word(
     "Refuse a word that is not known"
     if word not in known: raise ValueError(f'{name} must be one of {known}, got {word!r}')
 
+# %% ../nbs/02_faces.ipynb #ae009ad9
 @dataclass(frozen=True)
 class Face:
     "All that a drawn face is; `dataclasses.replace` makes another"
@@ -215,7 +221,7 @@ EXPRESSIONS = dict(
     neutral={}, smiling=dict(smile=.9), laughing=dict(smile=.8, open=.6), shouting=dict(open=1.),
     frowning=dict(smile=-.9, brows=-.8), pouting=dict(pucker=.95), sleeping=dict(blink=1.))
 
-# %% ../nbs/02_faces.ipynb #25b22b2a
+# %% ../nbs/02_faces.ipynb #d8699721
 def _rgb(
     colour:np.ndarray, # `(3,)` 0..255
 )->tuple: # three integers
@@ -236,6 +242,7 @@ def _pick(
 
 _YOUNG = ('black', 'brown', 'blond', 'red', 'black', 'brown', 'blue', 'pink') # said twice: drawn twice as often
 
+# %% ../nbs/02_faces.ipynb #cb01b5ab
 def _sample_person(
     rng:np.random.Generator, # draws
 )->tuple: # traits, colours
@@ -309,7 +316,7 @@ def _sample_view(
     y = np.clip(.505 + rng.normal(0, .02), .46, .54)
     return tuple(map(float, (yaw, pitch, roll))), tuple(map(float, (scale, x, y)))
 
-# %% ../nbs/02_faces.ipynb #ec8e5533
+# %% ../nbs/02_faces.ipynb #5353be3e
 def sample_face(
     seed:int, # any non-negative integer
     concept:str='person', # one of CONCEPTS, or 'any'
@@ -329,8 +336,7 @@ def sample_face(
     pose, camera = _sample_view(rng)
     traits, colours = _sample_person(rng) if concept == 'person' else _sample_other(rng, concept)
     traits['shirt'], colours['cloth'] = _pick(rng, COLOURS)
-    others = tuple(word for word in COLOURS if word != traits['shirt'])
-    traits['background'], colours['background'] = _pick(rng, COLOURS, others)
+    traits['background'], colours['background'] = _pick(rng, COLOURS, tuple(word for word in COLOURS if word != traits['shirt']))
     traits['expression'] = '' if mood == 'neutral' else mood
     light = np.array([rng.uniform(-.8, .8), rng.uniform(-.8, -.1), 1.])
     light = tuple((light / np.linalg.norm(light)).tolist())
@@ -374,13 +380,10 @@ def _smooth(
     curve = curve.reshape(-1, p.shape[1])
     return curve if closed else np.concatenate([curve, p[-1:]])
 
-# %% ../nbs/02_faces.ipynb #71afff4e
-class _Canvas:
-    "A map of materials, finer than the picture it becomes, and the face that sits for it"
-    def __init__(self, face, size):
-        self.face, self.head, self.size = face, head_points(face), size
-        self.fine = 3 if size <= 160 else 2
-        self.ids = np.zeros((size * self.fine,) * 2, np.uint8)
+# %% ../nbs/02_faces.ipynb #b3e778f8
+class _Sitter:
+    "A face in a picture of some size: it knows where its points fall"
+    def __init__(self, face, size): self.face, self.head, self.size = face, head_points(face), size
 
     def px(self, length):
         "Head units -> pixels"
@@ -399,16 +402,41 @@ class _Canvas:
         "The convex outline of points, in pixels"
         return cv2.convexHull(self.at(points).astype(np.float32))[:, 0]
 
+# %% ../nbs/02_faces.ipynb #afba31d5
+def _fixed(points, fine):
+    "Pixels -> sixteenths of a pixel of the fine map, as OpenCV wants them"
+    return np.round(((np.asarray(points, float) + .5) * fine - .5) * 16).astype(np.int32)
+
+def _stamp(ids, draw, points, material, onto, margin=0):
+    "Draw a shape over everything, or only onto some materials"
+    if onto is None: return draw(ids, _NUMBER[material])
+    low = np.maximum(points.min(0) // 16 - margin - 1, 0)
+    high = np.minimum(points.max(0) // 16 + margin + 2, len(ids))
+    if (high <= low).any(): return
+    mask = np.zeros_like(ids)
+    draw(mask, 1)
+    window = np.s_[low[1]:high[1], low[0]:high[0]]
+    part, inside = ids[window], mask[window] > 0
+    part[inside & _among(onto)[part]] = _NUMBER[material]
+
+# %% ../nbs/02_faces.ipynb #070e7e18
+class _Canvas(_Sitter):
+    "A map of materials, finer than the picture it becomes"
+    def __init__(self, face, size):
+        super().__init__(face, size)
+        self.fine = 3 if size <= 160 else 2
+        self.ids = np.zeros((size * self.fine,) * 2, np.uint8)
+
     def fill(self, points, material, onto=None, curved=False):
         "Fill a polygon, or a closed curve"
-        p = self._fixed(_smooth(self.at(points)) if curved else self.at(points))
-        self._stamp(lambda ids, value: cv2.fillPoly(ids, [p], value, shift=4), p, material, onto)
+        p = _fixed(_smooth(self.at(points)) if curved else self.at(points), self.fine)
+        _stamp(self.ids, lambda ids, value: cv2.fillPoly(ids, [p], value, shift=4), p, material, onto)
 
     def line(self, points, material, width, onto=None, curved=False):
         "Draw straight pieces, or an open curve; the width in head units"
-        p = self._fixed(_smooth(self.at(points), closed=False) if curved else self.at(points))
+        p = _fixed(_smooth(self.at(points), closed=False) if curved else self.at(points), self.fine)
         w = max(1, round(self.px(width) * self.fine))
-        self._stamp(lambda ids, value: cv2.polylines(ids, [p], False, value, w, shift=4), p, material, onto, w)
+        _stamp(self.ids, lambda ids, value: cv2.polylines(ids, [p], False, value, w, shift=4), p, material, onto, w)
 
     def disk(self, centre, radius, material, onto=None, squeeze=1.):
         "Fill a circle or an upright ellipse; the radius in head units"
@@ -416,23 +444,7 @@ class _Canvas:
         around = self.px(radius) * np.stack([np.cos(angle) * squeeze, np.sin(angle)], 1)
         self.fill(self.at([centre])[0] + around, material, onto)
 
-    def _fixed(self, points):
-        "Pixels -> sixteenths of a pixel of the fine map, as OpenCV wants them"
-        return np.round(((np.asarray(points, float) + .5) * self.fine - .5) * 16).astype(np.int32)
-
-    def _stamp(self, draw, points, material, onto, margin=0):
-        "Draw a shape over everything, or only onto some materials"
-        if onto is None: return draw(self.ids, _NUMBER[material])
-        low = np.maximum(points.min(0) // 16 - margin - 1, 0)
-        high = np.minimum(points.max(0) // 16 + margin + 2, len(self.ids))
-        if (high <= low).any(): return
-        mask = np.zeros_like(self.ids)
-        draw(mask, 1)
-        window = np.s_[low[1]:high[1], low[0]:high[0]]
-        ids, inside = self.ids[window], mask[window] > 0
-        ids[inside & _among(onto)[ids]] = _NUMBER[material]
-
-# %% ../nbs/02_faces.ipynb #e712897d
+# %% ../nbs/02_faces.ipynb #4102ac1c
 _AROUND = np.linspace(0, 2 * np.pi, 28, endpoint=False)
 _LATITUDES = np.radians([0, 25, 50, 75, -30, -60])
 _DOME = np.concatenate([ # a sphere, as rings of points
@@ -450,6 +462,7 @@ def _cranium(
     "Points all over the skull"
     return np.array([0, -.55, -.62]) + _DOME * np.array([1.0, 1.02, 1.05]) * grow
 
+# %% ../nbs/02_faces.ipynb #27318ea7
 def _outline(
     canvas:_Canvas, # with its sitter
 )->np.ndarray: # `(m, 2)` px
@@ -479,7 +492,7 @@ def visible_landmarks(
         if len(x): p[i, 0] = max(p[i, 0], x.max()) if yaw > 0 else min(p[i, 0], x.min())
     return (p @ upright).astype(np.float32)
 
-# %% ../nbs/02_faces.ipynb #f4684726
+# %% ../nbs/02_faces.ipynb #f72a40cd
 _HAIR_BEHIND = np.array([(-1.06, -.7, -.75), (-1.22, -.1, -.8), (-1.25, .6, -.8), (-1.12, 1.35, -.7), (-.6, 1.75, -.7)])
 _SCARF_BEHIND = np.array([(-1.1, -.7, -.7), (-1.2, .1, -.6), (-1.1, 1.0, -.5), (-1.0, 1.7, -.5)])
 _SHOULDER = [(-1.6, 1.76), (-1.1, 1.60), (-.72, 1.46), (-.56, 1.46)]
@@ -497,6 +510,7 @@ def _paint_behind(canvas):
     if traits['headwear'] == 'headscarf': canvas.fill(_across(_SCARF_BEHIND), 'headwear', curved=True)
     elif traits['cut'] == 'long': canvas.fill(_across(_HAIR_BEHIND), 'hair_back', curved=True)
 
+# %% ../nbs/02_faces.ipynb #c298931f
 def _paint_body(canvas):
     "Neck, shirt and collar"
     covered = canvas.face.traits['headwear'] == 'headscarf'
@@ -623,7 +637,7 @@ def _paint_fur(canvas):
     for side in (-1, 1):
         for stripe in _CHEEK_STRIPES: canvas.line(_mirror(stripe, side), 'mark', .06, _SKIN)
 
-# %% ../nbs/02_faces.ipynb #7a2ed367
+# %% ../nbs/02_faces.ipynb #10862bdd
 _WART_ROWS = (-.9, .3, .5) # their heights: forehead and cheeks
 _SEAMS = ([(-1., -.82, -.1), (-.5, -.88, .28), (0, -.90, .4), (.5, -.88, .28), (1., -.82, -.1)],
           [(-.55, .5, .25), (-.5, 1.15, .05)], [(.55, .5, .25), (.5, 1.15, .05)])
@@ -647,6 +661,7 @@ def _paint_plates(canvas):
     for side in (-1, 1):
         for rivet in _mirror(_RIVETS, side): canvas.disk(rivet, .055, 'mark', _SKIN)
 
+# %% ../nbs/02_faces.ipynb #cd65e82f
 def _paint_makeup(canvas):
     "A clown's diamonds, and the red around the mouth"
     for side in (-1, 1): canvas.fill(_mirror(_DIAMOND, side), 'paint', _SKIN)
@@ -682,7 +697,7 @@ def _paint_tusks(canvas):
         x, y, z = canvas.head[corner]
         canvas.fill([(x - side * .02, y, z), (x + side * .03, y - .26, z), (x + side * .09, y, z)], 'teeth')
 
-# %% ../nbs/02_faces.ipynb #947246d6
+# %% ../nbs/02_faces.ipynb #9b2667fa
 _EYE = dict(r=np.r_[36:42], l=np.r_[42:48])
 _PUPIL = dict(r=68, l=69)
 _BROW = dict(r=np.r_[17:22], l=np.r_[22:27])
@@ -701,6 +716,7 @@ def _paint_eye(canvas, side):
     canvas.disk(pupil + canvas.px(np.array([-.035, -.04])), .028, glint, (white, iris, black))
     canvas.line(points[:4], f'lash_{side}', .04, (*_FACE, lid, white, iris, black, glint), curved=True)
 
+# %% ../nbs/02_faces.ipynb #4293a0aa
 def _paint_brow(canvas, side):
     "One brow, 'r' or 'l', thin at its inner end"
     thick = dict(ogre=.15, robot=.09, cat=.05).get(canvas.face.concept, .085)
@@ -709,7 +725,7 @@ def _paint_brow(canvas, side):
     shape = np.concatenate([_smooth(upper, closed=False), _smooth(lower, closed=False)[::-1]])
     canvas.fill(shape, f'brow_{side}', (*_FACE, 'lid_r', 'lid_l', 'hair'))
 
-# %% ../nbs/02_faces.ipynb #ff80c0c8
+# %% ../nbs/02_faces.ipynb #3098ffce
 _NOSE = ( # landmark, and how far the drawn edge lies from it
     (31, (-.05, -.02, 0)), (35, (.05, -.02, 0)), (27, (-.07, 0, -.05)), (27, (.07, 0, -.05)), (29, (-.10, 0, -.1)),
     (29, (.10, 0, -.1)), (30, (0, .05, 0)))
@@ -730,6 +746,7 @@ def _paint_human_nose(canvas):
     for i, side in ((32, -1), (34, 1)):
         canvas.disk(head[i] + (side * .02, -.015, 0), .042, 'nostril', ('nose', 'nose_side'), squeeze=1.4)
 
+# %% ../nbs/02_faces.ipynb #e0d16a92
 def _paint_cat_nose(canvas):
     "A triangle, and the line down to the mouth"
     head = canvas.head
@@ -760,7 +777,7 @@ def _paint_glasses(canvas):
             canvas.line([lens + (side * .27, -.03, -.12), (side * .98, -.22, -.5)], 'glasses', .045)
     canvas.line([(-.17, -.36, .5), (0, -.40, .56), (.17, -.36, .5)], 'glasses', .05)
 
-# %% ../nbs/02_faces.ipynb #479ae655
+# %% ../nbs/02_faces.ipynb #97d41860
 _HAT_TOP = [(-.72, -2.0, -.6), (.72, -2.0, -.6), (-.6, -2.0, -.2), (.6, -2.0, -.2)]
 
 def _bowed(face):
@@ -780,6 +797,7 @@ def _paint_hat(canvas):
     canvas.fill(canvas.hull(np.concatenate([low, low - (0, .2, 0)])), 'band')
     if not _bowed(canvas.face): canvas.fill(brim, 'brim')
 
+# %% ../nbs/02_faces.ipynb #64bfcf16
 def _paint_beanie(canvas):
     "A beanie with a bobble"
     crown, low = _cranium(1.14), _rim(canvas.face, -.86, 1.12, 1.02)
@@ -801,7 +819,7 @@ def _paint_whiskers(canvas):
     for side in (-1, 1):
         for whisker in _WHISKERS: canvas.line(_mirror(whisker, side), 'whisker', .022)
 
-# %% ../nbs/02_faces.ipynb #437193af
+# %% ../nbs/02_faces.ipynb #a615b9ce
 _ON_SKIN = dict(person=(_paint_fringe,), cat=(_paint_fur,), ogre=(_paint_warts,), robot=(_paint_plates,),
                 clown=(_paint_makeup,))
 _IN_FRONT = dict(robot=(_paint_antenna,), cat=(_paint_whiskers,))
@@ -822,6 +840,7 @@ def _paint_skull_and_face(canvas, outline):
     canvas.fill(canvas.hull(np.concatenate([_BOX, canvas.head[JAW]])) if face.concept == 'robot' else outline, 'skin')
     for side in near: _paint_ear(canvas, side)
 
+# %% ../nbs/02_faces.ipynb #b5db414b
 def paint(
     face:Face, # what to paint
     size:int, # of the square picture, px
@@ -896,7 +915,7 @@ def _light(
         light += gain * down[:, None] * across[None]
     return light
 
-# %% ../nbs/02_faces.ipynb #d2eccff1
+# %% ../nbs/02_faces.ipynb #d2f161de
 @lru_cache(maxsize=8)
 def _grain(size, stretch):
     "Smooth noise `(size, size)`, long along y for strands of hair"
@@ -915,6 +934,7 @@ def _per_material(default, **values):
 _LIT = _per_material(1, background=0, glasses=0, glint_r=0, glint_l=0, cloth=.55, collar=.55, hair_back=.55)
 _HAIRY = _per_material(0, hair=1, hair_back=1, beard=1, brow_r=1, brow_l=1)
 
+# %% ../nbs/02_faces.ipynb #1311dec1
 def _render(ids, face, size, palette):
     "The rendered style: smooth light, strands, a soft backdrop"
     flat, lit = _shrink(palette.astype(np.uint8)[ids], size).astype(np.float32), _shrink(_LIT[ids], size)
@@ -927,7 +947,7 @@ def _render(ids, face, size, palette):
     shine = np.clip(light - 1.08, 0, 1) * lit * (220 if face.concept == 'robot' else 90)
     return np.clip(flat * light[..., None] + shine[..., None], 0, 255).astype(np.uint8)
 
-# %% ../nbs/02_faces.ipynb #987e1082
+# %% ../nbs/02_faces.ipynb #fdf82bdd
 _UNLINED = dict( # these get no line between them and their neighbour
     neck_shadow='neck', nose_side='nose', collar='cloth', lid_r='skin', lid_l='skin', muzzle='skin', hair_back='hair')
 _LINED = np.array([_NUMBER[_UNLINED.get(name, name)] for name in _NUMBER], np.uint8)
@@ -952,6 +972,7 @@ def _cartoon(ids, face, size, palette):
     picture[_lines(ids, width) > 0] = (22, 18, 24)
     return _shrink(picture, size)
 
+# %% ../nbs/02_faces.ipynb #f8a8c653
 def _sketch(ids, face, size, palette):
     "Graphite on paper: outlines and hatching by darkness, no colour"
     tone = (palette @ (.3, .59, .11) / 255).astype(np.float32)
@@ -964,7 +985,7 @@ def _sketch(ids, face, size, palette):
     grey = 1 - np.clip(dark * (.25 + .75 * hatch), 0, 1) * .72 - line
     return np.repeat(np.clip(grey * 236 + 6 * _grain(size, 1), 12, 250).astype(np.uint8)[..., None], 3, 2)
 
-# %% ../nbs/02_faces.ipynb #9d5fca6e
+# %% ../nbs/02_faces.ipynb #34cc5c51
 def _two_tones(ids, face, size, palette):
     "Flat colours, darker by one step in the shade"
     flat, lit = _shrink(_vivid(palette, .3).astype(np.uint8)[ids], size), _shrink(_LIT[ids], size)
@@ -978,6 +999,7 @@ def _pixel(ids, face, size, palette):
     small = np.clip(np.round(small / 36.) * 36, 0, 255).astype(np.uint8)
     return cv2.resize(small, (size, size), interpolation=cv2.INTER_NEAREST)
 
+# %% ../nbs/02_faces.ipynb #1541d357
 @lru_cache(maxsize=8)
 def _strokes(size, kind):
     "For each pixel, the pixel `(x, y)` whose colour its brush stroke carries, and the stroke's tone"
@@ -1002,6 +1024,7 @@ def _oil(ids, face, size, palette):
     rich = _render(ids, face, size, _vivid(palette, .25, most=40)).astype(np.float32)
     return np.clip(_dipped(rich, face, size) * _strokes(size, face.seed % 3)[1], 0, 255).astype(np.uint8)
 
+# %% ../nbs/02_faces.ipynb #9dd8ee00
 _STYLE = dict(render=_render, sketch=_sketch, cartoon=_cartoon, pixel=_pixel, oil=_oil)
 
 # %% ../nbs/02_faces.ipynb #7ad5137f
@@ -1025,7 +1048,7 @@ def _list(words):
     "a, b and c"
     return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1]
 
-# %% ../nbs/02_faces.ipynb #cda951c3
+# %% ../nbs/02_faces.ipynb #08ea61c1
 def _has(face, said, tinted):
     "What somebody has, in a few words each"
     cut, having = face.traits['cut'], []
@@ -1036,6 +1059,7 @@ def _has(face, said, tinted):
     if 'glasses' in said: having.append('glasses')
     return having
 
+# %% ../nbs/02_faces.ipynb #c2a74b74
 def face_caption(
     face:Face, # what is drawn
     style:bool=False, # say the style as well
@@ -1101,7 +1125,7 @@ def draw_face(
     if face.style == 'oil': seg = _dipped(seg, face, size)
     return Drawing(Image.fromarray(image), Image.fromarray(seg), landmarks, visible, face_caption(face))
 
-# %% ../nbs/02_faces.ipynb #e8425be2
+# %% ../nbs/02_faces.ipynb #4817c9d5
 _ARRAYS = ('image', 'image_seg', 'landmarks', 'visible')
 
 def _draw_some(seeds, size, concept, style):
@@ -1109,6 +1133,7 @@ def _draw_some(seeds, size, concept, style):
     drawn = [draw_face(sample_face(seed, concept, style), size) for seed in seeds]
     return [np.stack([np.asarray(getattr(drawing, name)) for drawing in drawn]) for name in _ARRAYS]
 
+# %% ../nbs/02_faces.ipynb #473fbdbe
 def draw_faces(
     seeds, # integers, at least one
     size:int=128, # of the square pictures, px

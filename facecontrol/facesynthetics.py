@@ -256,42 +256,23 @@ def _archives(paths):
         zips.add(tuple(parts[n] for n in sorted(parts)))
     return sorted(zips)
 
-# %% ../nbs/03_facesynthetics.ipynb #744aa15f
+# %% ../nbs/03_facesynthetics.ipynb #9c26e0b1
 MAX_BYTES = 2**28  # of one member; a quarter of a gigabyte is no face
 
-class _Files(Sequence):
-    "Frames whose members are files, loose or in zips"
-    def __init__(self, fs, paths, limit):
-        self.fs, self.opened, self.members = fs, {}, {}
-        loose, zips = [((), path) for path in paths], _archives(paths)
-        for place, name in loose + [(zip, name) for zip in zips for name in _safe_names(self._zip(zip), zip[0])]:
-            if not (member := _member(name)): continue
-            there = self.members.setdefault(member[0], {})
-            if member[1] in there:
-                one, other = (where[0] + ': ' + path if where else path for where, path in (there[member[1]], (place, name)))
-                raise ValueError(f'two members are called {"".join(member)}: {one} and {other}')
-            there[member[1]] = place, name
-        self.needed = {suffix for there in self.members.values() for suffix in there} | {'.png'}
-        self.ids = sorted(self.members)[:limit]
+# %% ../nbs/03_facesynthetics.ipynb #ecc9f90c
+class _Archives:
+    "Files, loose or in zips; a zip is opened once"
+    def __init__(self, fs): self.fs, self.opened = fs, {}
 
-    def __len__(self): return len(self.ids)
-
-    def __getitem__(self, index):
-        id = self.ids[index]
-        if re.search(r'[\ud800-\udfff]', id): raise ValueError(f'a file name must be UTF-8, got {id!a}')
-        for suffix in sorted(self.needed - self.members[id].keys()): raise ValueError(f'{id}{suffix} is missing')
-        image, seg, text = (self._read(*self.members[id][s]) if s in self.needed else None for s in ('.png', '_seg.png', '_ldmks.txt'))
-        return Frame(id, image, seg, None if text is None else text.decode('utf-8', 'replace'))
-
-    def _read(self, place, name):
+    def read(self, place, name):
         try:
-            with (self._zip(place) if place else self.fs).open(name) as file: data = file.read(MAX_BYTES + 1)
+            with (self.zip(place) if place else self.fs).open(name) as file: data = file.read(MAX_BYTES + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise ValueError(f'{name} cannot be read from {place[0]}: {error}') from error
         if len(data) > MAX_BYTES: raise ValueError(f'{name} must have at most {MAX_BYTES:,} bytes, got more')
         return data
 
-    def _zip(self, parts):
+    def zip(self, parts):
         if parts not in self.opened:
             files = [self.fs.open(part) for part in parts]
             try: self.opened[parts] = zipfile.ZipFile(io.BufferedReader(_Joined(files)))
@@ -301,75 +282,110 @@ class _Files(Sequence):
 
     def __getstate__(self): return self.__dict__ | {'opened': {}}  # another process opens its own
 
-# %% ../nbs/03_facesynthetics.ipynb #9bdfed92
-class _Rows(Sequence):
-    "Frames that are rows of parquet files, as the Hub keeps them"
+# %% ../nbs/03_facesynthetics.ipynb #d07a132d
+class _Files(Sequence):
+    "Frames whose members are files, loose or in zips"
     def __init__(self, fs, paths, limit):
+        self.archives, self.members = _Archives(fs), {}
+        loose, zips = [((), path) for path in paths], _archives(paths)
+        for place, name in loose + [(zip, name) for zip in zips for name in _safe_names(self.archives.zip(zip), zip[0])]:
+            if member := _member(name): self._add(*member, place, name)
+        self.needed = {suffix for there in self.members.values() for suffix in there} | {'.png'}
+        self.ids = sorted(self.members)[:limit]
+
+    def _add(self, id, suffix, place, name):
+        there = self.members.setdefault(id, {})
+        if suffix in there:
+            one, other = (where[0] + ': ' + path if where else path for where, path in (there[suffix], (place, name)))
+            raise ValueError(f'two members are called {id}{suffix}: {one} and {other}')
+        there[suffix] = place, name
+
+    def __len__(self): return len(self.ids)
+    def __getitem__(self, index):
+        id = self.ids[index]
+        if re.search(r'[\ud800-\udfff]', id): raise ValueError(f'a file name must be UTF-8, got {id!a}')
+        for suffix in sorted(self.needed - self.members[id].keys()): raise ValueError(f'{id}{suffix} is missing')
+        image, seg, text = (self.archives.read(*self.members[id][s]) if s in self.needed else None for s in ('.png', '_seg.png', '_ldmks.txt'))
+        return Frame(id, image, seg, None if text is None else text.decode('utf-8', 'replace'))
+
+# %% ../nbs/03_facesynthetics.ipynb #bee7f6e1
+class _Groups:
+    "Parquet files, a group of rows at a time"
+    def __init__(self, fs, paths):
         self.fs, self.groups, self.starts, self.latest, self.turn = fs, [], [0], None, Lock()
         for path in paths:
             with fs.open(path) as file: table = pq.ParquetFile(file)
-            names = table.schema_arrow.names
-            if 'image' not in names: raise ValueError(f'{path} must have a column image, got {", ".join(names)}')
+            if 'image' not in table.schema_arrow.names: raise ValueError(f'{path} must have a column image, got {", ".join(table.schema_arrow.names)}')
             for group in range(table.num_row_groups):
                 self.groups.append((path, group))
                 self.starts.append(self.starts[-1] + table.metadata.row_group(group).num_rows)
-        self.ids = [f'{row:06d}' for row in range(self.starts[-1])][:limit]
 
-    def __len__(self): return len(self.ids)
+    def row(self, number):
+        group = bisect_right(self.starts, number) - 1
+        with self.turn:
+            if not self.latest or self.latest[0] != group: self.latest = group, self._read(*self.groups[group])
+            return self.latest[1].slice(number - self.starts[group], 1).to_pylist()[0]
 
-    def __getitem__(self, index):
-        row = range(len(self.ids))[index]
-        group = bisect_right(self.starts, row) - 1
-        with self.turn: table = self._group(group)
-        row = table.slice(row - self.starts[group], 1).to_pylist()[0]
-        image, seg = ((row.get(column) or {}).get('bytes') for column in ('image', 'image_seg'))
-        if image is None: raise ValueError(f'row {self.ids[index]} has no picture in it')
-        return Frame(self.ids[index], image, seg, *map(row.get, ('landmarks', 'spiga', 'image_caption')))
-
-    def _group(self, group):
-        if not self.latest or self.latest[0] != group:
-            path, number = self.groups[group]
-            with self.fs.open(path) as file:
-                table = pq.ParquetFile(file)
-                columns = [c for c in ('image', 'image_seg', 'landmarks', 'spiga', 'image_caption') if c in table.schema_arrow.names]
-                self.latest = group, table.read_row_group(number, columns)
-        return self.latest[1]
+    def _read(self, path, group):
+        with self.fs.open(path) as file:
+            table = pq.ParquetFile(file)
+            return table.read_row_group(group, [c for c in ('image', 'image_seg', 'landmarks', 'spiga', 'image_caption') if c in table.schema_arrow.names])
 
     def __getstate__(self): return self.__dict__ | {'latest': None, 'turn': None}  # a lock stays where it is
     def __setstate__(self, state): self.__dict__ |= state | {'turn': Lock()}
 
-# %% ../nbs/03_facesynthetics.ipynb #e14a10b6
-_CAPTIONS = ('image_caption', 'text', 'caption', 'prompt')
-
-class _Folder(Sequence):
-    "Frames that a `metadata.jsonl` lists"
+# %% ../nbs/03_facesynthetics.ipynb #5a4ac606
+class _Rows(Sequence):
+    "Frames that are rows of parquet files, as the Hub keeps them"
     def __init__(self, fs, paths, limit):
-        self.fs, self.rows = fs, {}
-        for path in paths:
-            with fs.open(path) as file: lines = file.read().decode('utf-8').splitlines()
-            for number, line in enumerate(lines, 1):
-                if not line.strip(): continue
-                try: row = json.loads(line)
-                except ValueError as error: raise ValueError(f'{path}, line {number} must be JSON, got {line[:40]!r}: {error}') from None
-                self._add(row if isinstance(row, dict) else {}, path.rpartition('/')[0], f'{path}, line {number}')
-        self.ids = sorted(self.rows)[:limit]
-
-    def _add(self, row, folder, where):
-        for name in ('file_name', 'image_seg_file_name'):
-            member = row.get(name)
-            if member is None and name != 'file_name': continue
-            if not isinstance(member, str) or not member: raise ValueError(f'{where} must have a file_name, got {member!r}')
-            if not _inside(member): raise ValueError(f'{where} must name a file inside its own folder, got {member!r}')
-            row[name] = f'{folder}/{member}'
-        id = PurePosixPath(row['file_name']).stem
-        if id in self.rows: raise ValueError(f'{where}: two rows are called {id}')
-        self.rows[id] = row
+        self.table = _Groups(fs, paths)
+        self.ids = [f'{row:06d}' for row in range(self.table.starts[-1])][:limit]
 
     def __len__(self): return len(self.ids)
 
     def __getitem__(self, index):
-        id = self.ids[index]
-        row = self.rows[id]
+        row = self.table.row(range(len(self.ids))[index])
+        image, seg = ((row.get(column) or {}).get('bytes') for column in ('image', 'image_seg'))
+        if image is None: raise ValueError(f'row {self.ids[index]} has no picture in it')
+        return Frame(self.ids[index], image, seg, *map(row.get, ('landmarks', 'spiga', 'image_caption')))
+
+# %% ../nbs/03_facesynthetics.ipynb #ff44d23f
+_CAPTIONS = ('image_caption', 'text', 'caption', 'prompt')
+
+# %% ../nbs/03_facesynthetics.ipynb #4804d644
+def _listed(fs, path):
+    "The rows of a `metadata.jsonl`, its files' names made whole, each with the place where it stands"
+    with fs.open(path) as file: lines = file.read().decode('utf-8').splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip(): continue
+        try: row = json.loads(line)
+        except ValueError as error: raise ValueError(f'{path}, line {number} must be JSON, got {line[:40]!r}: {error}') from None
+        yield _with_paths(row if isinstance(row, dict) else {}, path.rpartition('/')[0], f'{path}, line {number}')
+
+def _with_paths(row, folder, where):
+    for name in ('file_name', 'image_seg_file_name'):
+        member = row.get(name)
+        if member is None and name != 'file_name': continue
+        if not isinstance(member, str) or not member: raise ValueError(f'{where} must have a file_name, got {member!r}')
+        if not _inside(member): raise ValueError(f'{where} must name a file inside its own folder, got {member!r}')
+        row[name] = f'{folder}/{member}'
+    return row, where
+
+# %% ../nbs/03_facesynthetics.ipynb #37b6a34d
+class _Folder(Sequence):
+    "Frames that a `metadata.jsonl` lists"
+    def __init__(self, fs, paths, limit):
+        self.fs, self.rows = fs, {}
+        for row, where in (found for path in paths for found in _listed(fs, path)):
+            id = PurePosixPath(row['file_name']).stem
+            if id in self.rows: raise ValueError(f'{where}: two rows are called {id}')
+            self.rows[id] = row
+        self.ids = sorted(self.rows)[:limit]
+
+    def __len__(self): return len(self.ids)
+
+    def __getitem__(self, index):
+        id, row = self.ids[index], self.rows[self.ids[index]]
         image, seg = (row.get(name) and self._read(row[name]) for name in ('file_name', 'image_seg_file_name'))
         caption = next((row[name] for name in _CAPTIONS if isinstance(row.get(name), str)), None)
         return Frame(id, image, seg, row.get('landmarks'), row.get('spiga'), caption)
@@ -378,10 +394,10 @@ class _Folder(Sequence):
         try:
             with self.fs.open(path) as file: data = file.read(MAX_BYTES + 1)
         except FileNotFoundError: raise ValueError(f'{path} is missing') from None
-        if len(data) > MAX_BYTES: raise ValueError(f'{path} must have at most {MAX_BYTES:,} bytes, got more')
-        return data
+        if len(data) <= MAX_BYTES: return data
+        raise ValueError(f'{path} must have at most {MAX_BYTES:,} bytes, got more')
 
-# %% ../nbs/03_facesynthetics.ipynb #5cd1683b
+# %% ../nbs/03_facesynthetics.ipynb #cdb698df
 def frames(
     source:str|Path, # folder, zip, first of a zip's parts, folder or pattern of zips or of parquet files, image folder, URL, or Hub id `owner/name`
     limit:int|None=None, # only the first so many
@@ -397,6 +413,7 @@ def frames(
                                         f'zips of them, a metadata.jsonl or parquet files, got {len(paths)} other files')
     return found
 
+# %% ../nbs/03_facesynthetics.ipynb #f153fe1b
 def _find(source):
     "The file system that a source lies on, and the paths to look at"
     hub = re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', source) and not Path(source).exists()
@@ -419,6 +436,7 @@ def _parts(fs, path):
     if not stem: return [path]
     return sorted(p for p in fs.ls(path.rpartition('/')[0], detail=False) if p.startswith(stem[1]))
 
+# %% ../nbs/03_facesynthetics.ipynb #1d16006a
 def _listing(fs, path):
     "What lies in a folder; if it has no frames and no zips, the lists in its folders, or the parquet files anywhere below"
     inside = fs.ls(path, detail=True)

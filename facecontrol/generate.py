@@ -26,11 +26,11 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-# %% ../nbs/08_generate.ipynb #a99aac6f
+# %% ../nbs/08_generate.ipynb #7778b47b
 from .faces import EXPRESSION, IDENTITY, JAW, head_points, project, rotation, sample_face, visible_landmarks
 from .landmarks import check_landmarks, draw_mask, flip_landmarks, nme, scale_landmarks
 from .loss import pixels
-from .pocket import best_device, resolve_base
+from .pocket import best_device, is_small, resolve_base
 from .report import ai_generated
 from .store import sha256
 
@@ -46,7 +46,7 @@ def memory_switches(
     if device == 'cpu' or sum(sizes.values()) + work <= free: return []
     return ['enable_model_cpu_offload' if max(sizes.values()) + work <= free else 'enable_sequential_cpu_offload']
 
-# %% ../nbs/08_generate.ipynb #d83446f4
+# %% ../nbs/08_generate.ipynb #a01b9134
 def load_pipeline(
     base:str|Path='pocket', # 'pocket', 'sd15', 'sd21', …, a folder, or a Hub id
     controlnet:str|Path|ControlNetModel|None=None, # a folder, a Hub id, or one in memory; None: the base alone
@@ -69,6 +69,7 @@ def load_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return _placed(pipeline, device, dtype)
 
+# %% ../nbs/08_generate.ipynb #bf1197ac
 def _placed(pipeline, device, dtype): # on its device, with the switches that it needs there
     models = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     if any(model.dtype != dtype for model in models.values()): pipeline.to(dtype)   # diffusers up to the middle of 2026 does not know `dtype=`
@@ -79,47 +80,14 @@ def _placed(pipeline, device, dtype): # on its device, with the switches that it
     if device != 'cpu': pipeline.vae.enable_slicing()   # one picture at a time: the VAE's memory does not grow with the batch
     return pipeline if 'cpu_offload' in ''.join(switches) else pipeline.to(device)
 
-# %% ../nbs/08_generate.ipynb #c2e64fd1
+# %% ../nbs/08_generate.ipynb #8cb3df5d
 def picture_size(
     pipeline:DiffusionPipeline, # as `load_pipeline` gives it
 )->int: # px
     "The width and height that a base was trained for"
     return pipeline.unet.config.sample_size * pipeline.vae_scale_factor
 
-def generate(
-    pipeline:DiffusionPipeline, # as `load_pipeline` gives it
-    prompts:str|Sequence[str], # what to draw
-    conditioning_images:Image.Image|Sequence[Image.Image]|None=None, # masks, if the pipeline has a ControlNet
-    seeds:int|Sequence[int]|None=None, # one for each picture; by default 0, 1, 2, …
-    steps:int=20, # of the sampler
-    guidance_scale:float=7.5, # how much the prompt counts; 1 is not at all beyond what was learned
-    negative_prompt:str='', # what not to draw
-    controlnet_conditioning_scale:float=1., # how loud the ControlNet whispers; 0 is silence
-    size:int|None=None, # px; by default the base's own
-    batch_size:int=8, # pictures drawn at a time
-    progress:bool=False, # show a bar
-    on_step:Callable|None=None, # `on_step(done, of)`, called after each step
-)->list[Image.Image]: # RGB, one for each prompt, mask or seed
-    "Draw pictures, each from its own seed"
-    size = size or picture_size(pipeline)
-    prompts, masks, seeds = _equally_many(pipeline, prompts, conditioning_images, seeds, size)
-    images, starts = [], range(0, len(prompts), batch_size)
-    for n, start in enumerate(tqdm(starts, 'generate', disable=not progress)):
-        part = slice(start, start + batch_size)
-        options = dict(num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt=[negative_prompt] * len(prompts[part]) if negative_prompt else None,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]])
-        if masks: options |= dict(image=masks[part], controlnet_conditioning_scale=controlnet_conditioning_scale)
-        if on_step: options['callback_on_step_end'] = lambda _, step, t, given: on_step(n * steps + step + 1, len(starts) * steps) or given
-        images += _with_notes(pipeline(prompts[part], height=size, width=size, **options), prompts[part])
-    return images
-
-def _with_notes(result, prompts): # its pictures; those that a safety checker blacked out say so
-    for image, prompt, withheld in zip(result.images, prompts, getattr(result, 'nsfw_content_detected', None) or []):
-        if not withheld: continue
-        image.info['withheld'] = f'the safety checker withheld this picture of {prompt!r}: it is black; try another seed, or load_pipeline(…, safety_checker=False)'
-        warnings.warn(image.info['withheld'])
-    return result.images
-
+# %% ../nbs/08_generate.ipynb #7b3b02e0
 def _equally_many(
     pipeline, prompts, conditioning_images, seeds, size, # see `generate`
 )->tuple: # prompts, masks (none without a ControlNet), seeds: lists
@@ -141,6 +109,46 @@ def _equally_many(
         if not isinstance(mask, Image.Image): raise ValueError(f'conditioning_images must be pictures, got {type(mask).__name__} at {i}')
     masks = [Image.fromarray(pixels(mask, size).permute(1, 2, 0).numpy()) for mask in masks]
     return given['prompts'], masks, [int(seed) for seed in given.get('seeds', range(n))]
+
+# %% ../nbs/08_generate.ipynb #01ee7a56
+def _with_notes(result, prompts): # its pictures; those that a safety checker blacked out say so
+    for image, prompt, withheld in zip(result.images, prompts, getattr(result, 'nsfw_content_detected', None) or []):
+        if not withheld: continue
+        image.info['withheld'] = f'the safety checker withheld this picture of {prompt!r}: it is black; try another seed, or load_pipeline(…, safety_checker=False)'
+        warnings.warn(image.info['withheld'])
+    return result.images
+
+def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a batch, drawn
+    options = options | dict(generator=[torch.Generator().manual_seed(seed) for seed in seeds])
+    if negative_prompt: options['negative_prompt'] = [negative_prompt] * len(prompts)
+    if masks: options['image'] = masks
+    if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
+    return _with_notes(pipeline(prompts, **options), prompts)
+
+# %% ../nbs/08_generate.ipynb #117cf328
+def generate(
+    pipeline:DiffusionPipeline, # as `load_pipeline` gives it
+    prompts:str|Sequence[str], # what to draw
+    conditioning_images:Image.Image|Sequence[Image.Image]|None=None, # masks, if the pipeline has a ControlNet
+    seeds:int|Sequence[int]|None=None, # one for each picture; by default 0, 1, 2, …
+    steps:int=20, # of the sampler
+    guidance_scale:float|None=None, # how much the prompt counts; 1 is not at all beyond what was learned; by default 2 for a small base, 7.5 for a large one
+    negative_prompt:str='', # what not to draw
+    controlnet_conditioning_scale:float=1., # how loud the ControlNet whispers; 0 is silence
+    size:int|None=None, # px; by default the base's own
+    batch_size:int=8, # pictures drawn at a time
+    progress:bool=False, # show a bar
+    on_step:Callable|None=None, # `on_step(done, of)`, called after each step
+)->list[Image.Image]: # RGB, one for each prompt, mask or seed
+    "Draw pictures, each from its own seed"
+    size, images = size or picture_size(pipeline), []
+    if guidance_scale is None: guidance_scale = 2. if is_small(pipeline.unet) else 7.5
+    prompts, masks, seeds = _equally_many(pipeline, prompts, conditioning_images, seeds, size)
+    options = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size, width=size) | (dict(controlnet_conditioning_scale=controlnet_conditioning_scale) if masks else {})
+    for n, start in enumerate(tqdm(starts := range(0, len(prompts), batch_size), 'generate', disable=not progress)):
+        part, told = slice(start, start + batch_size), on_step and (lambda step: on_step(n * steps + step + 1, len(starts) * steps))
+        images += _some(pipeline, prompts[part], masks[part], seeds[part], negative_prompt, told, options)
+    return images
 
 # %% ../nbs/08_generate.ipynb #e2e647d1
 def sheet(
@@ -310,7 +318,13 @@ def _slopes(unknowns): # `(136, 24)` how many pixels each point moves for each u
     bent = seen((head.points + nudge * shapes).reshape(-1, 3), part).reshape(-1, 68, 2) - here
     return np.concatenate([rigid, bent]).reshape(len(unknowns), -1).T / nudge
 
-# %% ../nbs/08_generate.ipynb #485c4170
+# %% ../nbs/08_generate.ipynb #e5a18fff
+def _corrected(head, points): # what the model cannot bend to is kept, as a shift of each point across the line of sight
+    turn = rotation(*head.pose)
+    per_unit = (project(head.points + turn[0], head, 1) - project(head.points, head, 1))[:, :1]   # pixels, at each point's depth
+    return head._replace(points=head.points + (points - view(head)) / per_unit @ turn[:2])
+
+# %% ../nbs/08_generate.ipynb #4a5bc454
 def lift(
     landmarks:np.ndarray, # `(68, 2)` x, y in pixels
 )->Head: # `view` of it gives the landmarks back
@@ -333,11 +347,6 @@ def lift(
         if better: unknowns, left = unknowns + step, new
         if done or damping > 1e3: break
     return _corrected(_head(unknowns), points)
-
-def _corrected(head, points): # what the model cannot bend to is kept, as a shift of each point across the line of sight
-    turn = rotation(*head.pose)
-    per_unit = (project(head.points + turn[0], head, 1) - project(head.points, head, 1))[:, :1]   # pixels, at each point's depth
-    return head._replace(points=head.points + (points - view(head)) / per_unit @ turn[:2])
 
 # %% ../nbs/08_generate.ipynb #2a8049ed
 def _changed(landmarks, change): # the landmarks, moved as far as a change of their head moves what is seen of it

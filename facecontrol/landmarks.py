@@ -38,7 +38,7 @@ GROUPS = {
     'inner_lips': Group(slice(60, 68), (0, 0, 255), True),
 }
 
-# %% ../nbs/01_landmarks.ipynb #e733cf79
+# %% ../nbs/01_landmarks.ipynb #463a791c
 _CLOCKWISE = [GROUPS[name].points for name in ('right_eye', 'left_eye', 'outer_lips')]
 
 def _turn(
@@ -46,7 +46,7 @@ def _turn(
 )->float: # twice the area, positive if the corners run clockwise
     "Which way round a polygon runs"
     x, y = polygon.T.astype(float)
-    return float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    return float(x[:-1] @ y[1:] - y[:-1] @ x[1:] + x[-1] * y[0] - y[-1] * x[0])
 
 # %% ../nbs/01_landmarks.ipynb #13a43d16
 def check_landmarks(
@@ -203,15 +203,13 @@ def _centre_line(
     there, back = curve[:end + 1], np.r_[curve[:1], curve[:end - 1:-1]]
     return (_resample(there, 128) + _resample(back, 128)) / 2
 
-# %% ../nbs/01_landmarks.ipynb #fdaab10c
-def _corners(
-    curve:np.ndarray, # `(m, 2)` x, y in pixels
+# %% ../nbs/01_landmarks.ipynb #07fb84d8
+def _prices(
+    points:np.ndarray, # `(n, 2)` samples of a curve, evenly spaced
     sides:int, # how many straight pieces it is made of
-)->np.ndarray: # `(sides + 1, 2)` from the curve's first point to its last
-    "The polyline nearest to a curve, by dynamic programming"
-    n = 256
-    points = _resample(curve, n) - curve.mean(axis=0)
-    step = np.linalg.norm(points[1] - points[0])
+)->np.ndarray: # `(n, n)` what a side from sample i to sample j costs; infinite backwards
+    "How far the samples between two others lie from the chord"
+    n, step = len(points), np.linalg.norm(points[1] - points[0])
     chord = points[None] - points[:, None]
     normal = np.stack([-chord[..., 1], chord[..., 0]], axis=-1) / (np.linalg.norm(chord, axis=-1, keepdims=True) + 1e-9)
     offset = np.einsum('ijc,ic->ij', normal, points)
@@ -222,12 +220,21 @@ def _corners(
     apart = u * u * xx + 2 * u * v * xy + v * v * yy - 2 * offset * (u * x + v * y) + offset**2 * one
     run = np.arange(n)[None] - np.arange(n)[:, None]
     uneven = (run * sides / (n - 1) - 1)**2 # a straight run says nothing: then prefer equal sides
-    price = np.where(run > 0, apart + (0.1 * step**2 + 0.02) * n / sides * uneven, np.inf)
+    return np.where(run > 0, apart + (0.1 * step**2 + 0.02) * n / sides * uneven, np.inf)
+
+# %% ../nbs/01_landmarks.ipynb #3a4d5e94
+def _corners(
+    curve:np.ndarray, # `(m, 2)` x, y in pixels
+    sides:int, # how many straight pieces it is made of
+)->np.ndarray: # `(sides + 1, 2)` from the curve's first point to its last
+    "The polyline nearest to a curve, by dynamic programming"
+    points = _resample(curve, 256) - curve.mean(axis=0)
+    price = _prices(points, sides)
     best, came_from = price[0], []
     for _ in range(sides - 1):
         through = best[:, None] + price
         best, came_from = through.min(axis=0), [through.argmin(axis=0), *came_from]
-    path = [n - 1]
+    path = [len(points) - 1]
     for previous in came_from: path.append(previous[path[-1]])
     return points[[0, *path[::-1]]] + curve.mean(axis=0)
 
@@ -292,28 +299,34 @@ def _sketch(
             landmarks[points] = _corners(line, count - 1)
     return landmarks
 
-# %% ../nbs/01_landmarks.ipynb #ba403dc3
-def _polish(
+# %% ../nbs/01_landmarks.ipynb #30325904
+def _around(
     landmarks:np.ndarray, # `(68, 2)` float64, roughly right
-    points:slice, # the group to move
+    points:slice, # the group to look at
     target:np.ndarray, # `(size, size)` uint32, one RGBA pixel each
     stroke:float, # pixels
-)->np.ndarray: # `(68, 2)` float64
-    "Move one group's points until the redrawn mask is the one we were given: damped Gauss-Newton"
+)->tuple: # `goal` `(k,)` channels of the target around the group, and `redrawn(landmarks)` → the same of a drawing; or None: it lies outside
+    "What there is to compare around a group"
     low = np.floor(landmarks[points].min(axis=0) - 4 * stroke).clip(0, len(target)).astype(int)
     high = np.ceil(landmarks[points].max(axis=0) + 4 * stroke).clip(0, len(target)).astype(int)
-    if not (high > low).all(): return landmarks
+    if not (high > low).all(): return None
     width, height = high - low
     side = 1 << int(max(width, height, 32) - 1).bit_length() # few sizes, few pens
     target = target[low[1]:high[1], low[0]:high[0]]
     near = (_draw([landmarks - low], side, 5 * stroke)[:height, :width] != _BLACK) | (target != _BLACK)
-
     def grey(canvas): return canvas[:height, :width][near].view(np.uint8).astype(np.float32)
-    def redrawn(moved): return grey(_draw([moved - low], side, stroke))
+    return grey(target), lambda moved: grey(_draw([moved - low], side, stroke))
 
-    goal, seen, nudge = grey(target), redrawn(landmarks), max(stroke / 16, 1 / 8)
+# %% ../nbs/01_landmarks.ipynb #bb44b410
+def _polish(
+    landmarks, points, target, stroke, # as above
+)->np.ndarray: # `(68, 2)` float64
+    "Move one group's points until the redrawn mask is the one we were given: damped Gauss-Newton"
+    if not (window := _around(landmarks, points, target, stroke)): return landmarks
+    goal, redrawn = window
+    seen, nudge = redrawn(landmarks), max(stroke / 16, 1 / 8)
+    nudges = nudge * np.eye(136)[2 * points.start:2 * points.stop].reshape(-1, 68, 2)
     for _ in range(8):
-        nudges = nudge * np.eye(136)[2 * points.start:2 * points.stop].reshape(-1, 68, 2)
         slopes = np.stack([redrawn(landmarks + n) - redrawn(landmarks - n) for n in nudges]) / (2 * nudge)
         square = slopes @ slopes.T
         damped = square + np.diag(1e-4 * np.diag(square) + 1e-5 * np.trace(square) / len(square) + 1)

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
-# %% ../nbs/05_loss.ipynb #7ebdba65
-from .pocket import resolve_base
+# %% ../nbs/05_loss.ipynb #717921cb
+from .pocket import is_small, resolve_base
 from .store import staged, verify
 
 # %% ../nbs/05_loss.ipynb #259bc403
@@ -69,17 +69,24 @@ def frozen_models(
     "The networks of a base"
     return [part for part in base if isinstance(part, torch.nn.Module)]
 
-# %% ../nbs/05_loss.ipynb #2e1977bd
+# %% ../nbs/05_loss.ipynb #54bd7d2f
+def _open(reader): # each layer hands on as much as it gets
+    for part in reader.modules():
+        if isinstance(part, torch.nn.Conv2d): torch.nn.init.kaiming_normal_(part.weight), torch.nn.init.zeros_(part.bias)
+
 def new_controlnet(
     unet:UNet2DConditionModel, # its first half is copied
     seed:int=0, # of the random weights that read the mask
+    open_reader:bool|None=None, # may the mask reader speak at step 0, to exits that are still shut? by default for a small base
 )->ControlNetModel:
     "A ControlNet that says nothing yet"
     width = unet.config.block_out_channels[0]
     widths = (16, 32, 96, 256) if width >= 256 else (width//8, width//4, width//2, width)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        if is_small(unet) if open_reader is None else open_reader: _open(controlnet.controlnet_cond_embedding)
+    return controlnet
 
 # %% ../nbs/05_loss.ipynb #41f50e3a
 def controlnet_pipeline(
@@ -191,7 +198,7 @@ def snr_weights(
     snr = signal / (1 - signal)
     return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == 'epsilon' else snr + 1)
 
-# %% ../nbs/05_loss.ipynb #832a2aa0
+# %% ../nbs/05_loss.ipynb #368cef74
 def fingerprint(
     model:torch.nn.Module, # with a configuration, as those of diffusers and transformers have
 )->str: # 64 hexadecimal digits
@@ -204,6 +211,7 @@ def fingerprint(
         digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
+# %% ../nbs/05_loss.ipynb #9f0ad73e
 def shard(
     folder:str|Path|None, # where shards lie; None: nothing is kept
     depends_on:Sequence[bytes], # all that the tensors depend on
@@ -272,7 +280,24 @@ def _embeds(base, captions, batch_size):
     some = [encode_prompts(base, captions[n:n + batch_size]) for n in range(0, len(captions), batch_size)]
     return {name: torch.cat(tensors).cpu() for name, tensors in zip(('prompt_embeds', 'pooled_prompt_embeds'), zip(*some))}
 
-# %% ../nbs/05_loss.ipynb #c033ee04
+# %% ../nbs/05_loss.ipynb #021ed700
+def _picture_shards(base, pictures, column, resolution, flip, folder, part, batch_size):
+    vae, found = f'{fingerprint(base.vae)} {resolution} {flip}'.encode(), []
+    for start in tqdm(range(0, len(pictures), 256)[part], desc='latents', leave=False):
+        held = [pictures[i] for i in range(start, min(start + 256, len(pictures)))]
+        def decoded(): return (_decoded(picture, start + i, column) for i, picture in enumerate(held))
+        found.append(shard(folder, [vae, *map(_bytes, held)], lambda: _moments(base, decoded(), resolution, flip, batch_size)))
+    return found
+
+def _caption_shards(base, table, folder, part, batch_size):
+    readers, found = ' '.join(fingerprint(reader) for reader in (base.text_encoder, base.text_encoder_2) if reader).encode(), []
+    for start in tqdm(range(0, len(table), 256)[part], desc='captions', leave=False):
+        some = table[start:start + 256]
+        numbers = repr([tokenizer(some).input_ids for tokenizer in (base.tokenizer, base.tokenizer_2) if tokenizer])
+        found.append(shard(folder, [readers, numbers.encode()], lambda: _embeds(base, some, batch_size)))
+    return found
+
+# %% ../nbs/05_loss.ipynb #5848351f
 def cache_latents(
     base:Base, # whose VAE and text encoders
     rows:Sequence[dict], # a `datasets.Dataset`, or a list of dicts
@@ -288,17 +313,8 @@ def cache_latents(
     "Run the frozen half of the loss once for each row"
     pictures, masks, captions = _undecoded(rows, image_column), _undecoded(rows, conditioning_image_column), _captions(rows, caption_column)
     table = ['', *sorted({caption for found in captions for caption in found} - {''})]
-    vae = f'{fingerprint(base.vae)} {resolution} {flip}'.encode()
-    readers = ' '.join(fingerprint(reader) for reader in (base.text_encoder, base.text_encoder_2) if reader).encode()
-    seen, read = [], []
-    for start in tqdm(range(0, len(rows), 256)[part], desc='latents', leave=False):
-        held = [pictures[i] for i in range(start, min(start + 256, len(rows)))]
-        def decoded(): return (_decoded(picture, start + i, image_column) for i, picture in enumerate(held))
-        seen.append(shard(folder, [vae, *map(_bytes, held)], lambda: _moments(base, decoded(), resolution, flip, batch_size)))
-    for start in tqdm(range(0, len(table), 256)[part], desc='captions', leave=False):
-        some = table[start:start + 256]
-        numbers = repr([tokenizer(some).input_ids for tokenizer in (base.tokenizer, base.tokenizer_2) if tokenizer])
-        read.append(shard(folder, [readers, numbers.encode()], lambda: _embeds(base, some, batch_size)))
+    seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, batch_size)
+    read = _caption_shards(base, table, folder, part, batch_size)
     number = {caption: n for n, caption in enumerate(table)}
     prompts, digest = [[number[one] for one in found] for found in captions], hashlib.sha256()
     for piece in (*(name.encode() for name, _ in seen + read), repr(prompts).encode(), *map(_bytes, masks)): digest.update(hashlib.sha256(piece).digest())
@@ -319,7 +335,7 @@ def rows_at(
     places = step * batch_size + np.arange(batch_size)
     return np.array([_shuffled(seed, int(place // n), n)[place % n] for place in places])
 
-# %% ../nbs/05_loss.ipynb #c2c197fb
+# %% ../nbs/05_loss.ipynb #8d4f562e
 class Batch(NamedTuple):
     "What `controlnet_loss` takes, after the models"
     latents:torch.Tensor # `(b, c, h, w)`
@@ -329,6 +345,7 @@ class Batch(NamedTuple):
     conditioning_pixel_values:torch.Tensor # `(b, 3, H, W)` in [0, 1]
     added_cond_kwargs:dict|None # for an XL
 
+# %% ../nbs/05_loss.ipynb #f6035c3d
 def gather(
     cache:Cache, # the dataset
     rows:Sequence[int], # b of them
@@ -341,7 +358,8 @@ def gather(
 )->Batch:
     "Look up rows; bytes go to the device, and become numbers there"
     def to(tensor): return (tensor.pin_memory() if torch.device(device).type == 'cuda' else tensor).to(device, non_blocking=True)
-    moments = torch.stack([seen[view] for seen, view in zip(_at(cache.moments, rows), views)]).contiguous(memory_format=torch.channels_last)   # as a VAE on a CPU gives them
+    moments = torch.stack([seen[view] for seen, view in zip(_at(cache.moments, rows), views)])
+    moments = moments.contiguous(memory_format=torch.channels_last)   # as a VAE on a CPU gives them
     masks = [pixels(_decoded(cache.masks[row], row, 'the conditioning column'), cache.resolution) for row in rows]
     masks = torch.stack([mask.flip(-1) if view else mask for mask, view in zip(masks, views)])
     pooled, side = to(_at(cache.pooled_prompt_embeds, prompts)), cache.resolution

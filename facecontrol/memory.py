@@ -16,22 +16,27 @@ from typing import NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-# %% ../nbs/05_memory.ipynb #a9216271
+# %% ../nbs/05_memory.ipynb #d6e77de5
 _aten = torch.ops.aten
 _DEAR = [_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, _aten.convolution.default,
     _aten._scaled_dot_product_flash_attention.default, _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default, _aten._scaled_dot_product_flash_attention_for_cpu.default]
 
 def checkpoint_blocks(
-    model:torch.nn.Module, # of diffusers, or a part of one
+    model:torch.nn.Module, # of diffusers, or some of its blocks
     how:str|None, # 'full': recompute everything; 'selective': all but convolutions, matrix products and attention; None: nothing
 )->None:
     "Let a model's blocks forget their activations, and compute them again when they are needed"
     if how not in ('full', 'selective', None): raise ValueError(f"how must be 'full', 'selective' or None, got {how!r}")
-    kept = dict(context_fn=partial(create_selective_checkpoint_contexts, _DEAR)) if how == 'selective' else {}
-    def again(block, *inputs): return checkpoint(block.__call__, *inputs, use_reentrant=False, preserve_rng_state=False, **kept)
+    kept = dict(use_reentrant=False, preserve_rng_state=False)
+    if how == 'selective': kept |= dict(context_fn=partial(create_selective_checkpoint_contexts, _DEAR))
+    def again(block, *inputs): return checkpoint(block.__call__, *inputs, **kept)
     for block in model.modules():
         if hasattr(block, 'gradient_checkpointing'): block.gradient_checkpointing, block._gradient_checkpointing_func = how is not None, again
+    if hasattr(model, 'controlnet_cond_embedding'):   # the mask reader has no such switch: its forward pass is put aside, and replaced
+        reader = model.controlnet_cond_embedding
+        vars(reader).pop('forward', None)
+        if how: reader.forward = partial(checkpoint, reader.forward, **kept)
 
 # %% ../nbs/05_memory.ipynb #029307b8
 def make_optimizer(
@@ -50,7 +55,7 @@ def make_optimizer(
     small = AdamW8bit if state_bits == 8 else AdamW4bit
     return small(parameters, learning_rate, tuple(betas), eps, weight_decay, bf16_stochastic_round=True)
 
-# %% ../nbs/05_memory.ipynb #e9f2aa7b
+# %% ../nbs/05_memory.ipynb #737c6264
 def begin_step(
     optimizer:torch.optim.Optimizer, # from `make_optimizer`
     learning_rate:float, # of this step
@@ -62,6 +67,7 @@ def begin_step(
         if torch.is_tensor(group['lr']): group['lr'].fill_(learning_rate)
         else: group['lr'] = learning_rate
 
+# %% ../nbs/05_memory.ipynb #a4ef0e74
 def end_step(
     optimizer:torch.optim.Optimizer, # with gradients
     finite:torch.Tensor, # bool: are they all numbers?
@@ -81,7 +87,7 @@ def _dice(optimizer): # torchao compiles its step: worth it on a GPU, minutes of
         torch.manual_seed(optimizer.seed)
         yield
 
-# %% ../nbs/05_memory.ipynb #044c8272
+# %% ../nbs/05_memory.ipynb #028fef27
 class StepInBackward:
     "An optimizer for each parameter, which steps as soon as its gradient is there"
     def __init__(self,
@@ -101,7 +107,6 @@ class StepInBackward:
 
     @property
     def param_groups(self): return [group for optimizer in self.optimizers.values() for group in optimizer.param_groups]
-
     @property
     def state(self): return {p: optimizer.state[p] for p, optimizer in self.optimizers.items()}
 

@@ -60,7 +60,14 @@ def _head(info, source):
     DatasetInfosDict(default=info).to_dataset_card_data(data)
     return data.to_yaml()
 
-# %% ../nbs/05_publish.ipynb #eafacf3d
+# %% ../nbs/05_publish.ipynb #e8a239d2
+_WARNINGS = '''**Bias.** Detector and captioner make mistakes, and not equally often for everybody:
+a row that was left out, or captioned wrongly, is more likely a face unlike those that they were trained on. Nobody has measured by how much.
+
+**Use.** Meant for learning and research about controlled generation of faces. Not meant for recognising, judging or imitating people, or for deciding anything about anybody.
+'''
+
+# %% ../nbs/05_publish.ipynb #e09d85fc
 def dataset_card(
     settings:dict, # of the build: 'detector', 'captioner', 'frames'
     info:DatasetInfo, # columns, and the splits with rows and bytes
@@ -97,13 +104,9 @@ def dataset_card(
 **What is missing.** Of {frames} frames, {missed} ({missed / frames:.1%}) were left out because the detector saw no face in them, and {bad} ({bad / frames:.1%}) because they could not be used.
 `quarantine.jsonl` lists them with reasons; `shards.jsonl` says what each file was made with.
 
-**Bias.** Detector and captioner make mistakes, and not equally often for everybody:
-a row that was left out, or captioned wrongly, is more likely a face unlike those that they were trained on. Nobody has measured by how much.
+{_WARNINGS}'''
 
-**Use.** Meant for learning and research about controlled generation of faces. Not meant for recognising, judging or imitating people, or for deciding anything about anybody.
-'''
-
-# %% ../nbs/05_publish.ipynb #83625413
+# %% ../nbs/05_publish.ipynb #c0e8f427
 _TOKEN = re.compile(r'\bhf_[A-Za-z0-9]{30,}\b')
 
 def _check_card(folder):
@@ -122,6 +125,7 @@ def _check_tokens(folder, names):
         if _TOKEN.search(text) or any(token in text for token in ours):
             raise ValueError(f'{folder/name} holds an access token: take it out, and make a new one')
 
+# %% ../nbs/05_publish.ipynb #88d4263e
 def publish(
     folder:str|Path, # a dataset or a model, finished
     repo:str, # owner/name on the Hub

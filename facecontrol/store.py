@@ -155,7 +155,7 @@ def verify(
         if sha256(path) != was['sha256']: raise ValueError(f'{path} has other bytes than the manifest says: damaged, or changed since')
     return manifest
 
-# %% ../nbs/00_store.ipynb #f261e17e
+# %% ../nbs/00_store.ipynb #03d009db
 @contextmanager
 def lock(
     out:str|Path, # the folder that will be written; the lock is a hidden file beside it
@@ -174,6 +174,7 @@ def lock(
         finally:
             with suppress(OSError): path.unlink()
 
+# %% ../nbs/00_store.ipynb #8a2fbb44
 def _seize(file):
     if os.name == 'nt':
         import msvcrt
@@ -198,7 +199,7 @@ def _ours(out):
     try: return 'facecontrol' in json.loads((out/MANIFEST).read_text(encoding='utf-8'))
     except (OSError, ValueError): return False
 
-# %% ../nbs/00_store.ipynb #5e55a0d8
+# %% ../nbs/00_store.ipynb #dd51cea0
 @contextmanager
 def staged(
     out:str|Path, # folder to write: new, empty, or written by us before (then it is replaced)
@@ -221,10 +222,14 @@ def staged(
             shutil.rmtree(new, ignore_errors=True)
             if full: raise ValueError(full) from error
             raise
-        if out.exists(): out.rename(old)
-        new.rename(out)
-        _sync_one(out.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _swap(new, out, old)
+
+# %% ../nbs/00_store.ipynb #dfe24b91
+def _swap(new, out, old):
+    if out.exists(): out.rename(old)
+    new.rename(out)
+    _sync_one(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 def _sync(folder):
     for path in [*folder.rglob('*'), folder]: _sync_one(path)

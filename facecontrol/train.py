@@ -16,11 +16,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_args, get_origin
 
-# %% ../nbs/07_train.ipynb #ed6103ee
+# %% ../nbs/07_train.ipynb #ffb7f30d
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import LoggerType, ProjectConfiguration, is_tensorboard_available
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, ProjectConfiguration
 from datasets import load_dataset
 from diffusers import ControlNetModel
 from diffusers.optimization import get_scheduler
@@ -28,17 +29,17 @@ from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/07_train.ipynb #fb120b23
+# %% ../nbs/07_train.ipynb #5491fbe0
 from .checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from .loss import Base, Batch, Cache, cache_latents, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
 from .loss import load_base, new_controlnet
 from .memory import LADDER, Rung, StepInBackward, begin_step, checkpoint_blocks, end_step, make_optimizer
 from .plan import plan
-from .pocket import BASES
+from .pocket import BASES, is_small
 from .report import ai_generated, draw_curves, held_out_loss, model_card, validation_grid
 from .store import MANIFEST, origin, verify, write_manifest
 
-# %% ../nbs/07_train.ipynb #488d4242
+# %% ../nbs/07_train.ipynb #4f08d6f2
 def training_steps(
     accelerator:Accelerator, # the device, and the other processes if there are any
     controlnet:ControlNetModel, # trained in place
@@ -52,7 +53,6 @@ def training_steps(
     max_grad_norm:float=1., # longer gradients are scaled down to this
 )->Iterator[torch.Tensor]: # each step's mean loss over its whole batch; NaN if the step was left out
     "Train, one step at a time"
-    parameters = list(controlnet.parameters())
     for step in steps:
         begin_step(optimizer, learning_rate_at(step), seed=int(np.random.SeedSequence((seed, 2, step)).generate_state(1)[0]))
         losses = []
@@ -62,7 +62,7 @@ def training_steps(
                 accelerator.backward(loss)
             losses.append(loss.detach())
         loss = accelerator.reduce(torch.stack(losses).sum(), 'mean')
-        finite = torch.isfinite(loss) & torch.isfinite(accelerator.clip_grad_norm_(parameters, max_grad_norm).to(loss.device))
+        finite = torch.isfinite(loss) & torch.isfinite(accelerator.clip_grad_norm_(controlnet.parameters(), max_grad_norm).to(loss.device))
         end_step(optimizer, finite)
         yield torch.where(finite, loss, torch.nan)
 
@@ -110,7 +110,7 @@ def load_rows(
     kept_back = next((parts[name] for name in ('test', 'validation') if len(parts.get(name, []))), None)
     return first(parts['train'], max_train_samples), first(kept_back, held_out_samples) if kept_back and held_out_samples else None
 
-# %% ../nbs/07_train.ipynb #ffc86a66
+# %% ../nbs/07_train.ipynb #0d6508db
 def _resolved(
     settings:dict, # parameters of `train_controlnet`
     base:Base, # to be trained for
@@ -118,7 +118,7 @@ def _resolved(
     processes:int, # that train together
 )->dict: # the same, and `rows_per_step`
     "Fill in what the base and the data decide"
-    small = base.unet.config.block_out_channels[0] < 256
+    small = is_small(base.unet)
     recipe = dict(resolution=base.unet.config.sample_size * 2 ** (len(base.vae.config.block_out_channels) - 1), learning_rate=2e-3 if small else 5e-6,
         train_batch_size=32 if small else 4, timestep_sampling='cubic' if small else 'uniform', mixed_precision=os.environ.get('ACCELERATE_MIXED_PRECISION', 'no'))
     settings = settings | {name: value for name, value in recipe.items() if settings[name] is None}
@@ -136,7 +136,7 @@ def _rung(settings): # how memory is saved
     return rung._replace(checkpointing='full' if settings['gradient_checkpointing'] else rung.checkpointing,
         state_bits=min(rung.state_bits, 8 if settings['use_8bit_adam'] else 32), frozen_bf16=rung.frozen_bf16 or settings['mixed_precision'] == 'bf16')
 
-# %% ../nbs/07_train.ipynb #b7a973e9
+# %% ../nbs/07_train.ipynb #48ea3cfd
 def _check(
     settings:dict, # resolved
     base:Base, # to be trained for
@@ -144,14 +144,16 @@ def _check(
     "Refuse what would fail an hour later"
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
     if settings['resolution'] % factor: raise ValueError(f"resolution must be divisible by {factor}, got {settings['resolution']}")
-    for name in ('train_batch_size', 'gradient_accumulation_steps', 'max_train_steps', 'checkpointing_steps', 'validation_steps', 'num_validation_images', 'max_skipped_steps'):
+    for name in ('train_batch_size', 'gradient_accumulation_steps', 'max_train_steps', 'checkpointing_steps', 'validation_steps',
+            'num_validation_images', 'max_skipped_steps'):
         if settings[name] < 1: raise ValueError(f'{name} must be at least 1, got {settings[name]}')
     if settings['seed'] < 0: raise ValueError(f"seed must not be negative, got {settings['seed']}")
     for name in ('proportion_empty_prompts', 'random_flip'):
         if not 0 <= settings[name] <= 1: raise ValueError(f'{name} must lie between 0 and 1, got {settings[name]}')
     if settings['mixed_precision'] not in ('no', 'bf16'): raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', got {settings['mixed_precision']!r}")
     if _rung(settings).in_backward and settings['rows_per_step'] != settings['train_batch_size']:
-        raise ValueError(f"memory '4gb' takes each step in one part and one process, got {settings['rows_per_step']} rows a step and a train_batch_size of {settings['train_batch_size']}")
+        raise ValueError("memory '4gb' takes each step in one part and one process, "
+            f"got {settings['rows_per_step']} rows a step and a train_batch_size of {settings['train_batch_size']}")
     draw_timesteps(np.zeros(0), 1, settings['timestep_sampling'])
     prompts, images = settings['validation_prompt'] or [], settings['validation_image'] or []
     if len(prompts) != len(images) and (not prompts or not images or 1 not in (len(prompts), len(images))):
@@ -159,7 +161,7 @@ def _check(
     missing = [image for image in images if not Path(image).is_file()]
     if missing: raise ValueError(f'validation_image must be files of masks, got {missing[0]}, which is not there')
 
-# %% ../nbs/07_train.ipynb #93bf65ef
+# %% ../nbs/07_train.ipynb #65e132e0
 _FREE = set('''output_dir max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps gradient_checkpointing channels_last torch_compile
     checkpointing_steps checkpoints_total_limit resume_from_checkpoint validation_prompt validation_image num_validation_images validation_steps
     held_out_samples report_to tracker_project_name logging_dir price_per_hour max_skipped_steps latents_dir cache_dir'''.split())
@@ -174,6 +176,7 @@ def _refuse_changes(
         if key in settings and key not in free and settings[key] != was:
             raise ValueError(f'{key} was {was!r} when {checkpoint.name} was written, got {settings[key]!r}: go on with the same, or start in a new output_dir')
 
+# %% ../nbs/07_train.ipynb #bad19ab9
 def _checkpoint_to_resume(
     settings:dict, # resolved
 )->Path|None: # None: start from the beginning
@@ -181,7 +184,8 @@ def _checkpoint_to_resume(
     output_dir, name = Path(settings['output_dir']), settings['resume_from_checkpoint']
     if name not in (None, 'latest'):
         folder = output_dir/Path(name).name
-        if not folder.is_dir(): raise ValueError(f"{output_dir} has no {folder.name}; it has {', '.join(f.name for f in checkpoints(output_dir).values()) or 'no checkpoint'}")
+        held = ', '.join(f.name for f in checkpoints(output_dir).values())
+        if not folder.is_dir(): raise ValueError(f"{output_dir} has no {folder.name}; it has {held or 'no checkpoint'}")
         verify(folder)
     elif name is None or not (folder := latest_checkpoint(output_dir)):
         held = sorted(p.name for p in output_dir.glob('[!.]*') if name is None or p.name not in ('logs', 'validation'))
@@ -191,20 +195,23 @@ def _checkpoint_to_resume(
     _refuse_changes(folder, settings)
     return folder
 
-# %% ../nbs/07_train.ipynb #d3658616
+# %% ../nbs/07_train.ipynb #8677a2f9
 def _accelerator(
     settings:dict, # parameters of `train_controlnet`
 )->Accelerator: # with the tracker that was asked for
     "The device, the processes, the tracker"
     report_to, known = settings['report_to'], [str(kind.value) for kind in LoggerType]
-    if report_to == 'tensorboard' and not is_tensorboard_available():
+    installed = ['all', *(str(kind.value) for kind in get_available_trackers())]
+    if report_to not in (None, 'none', *known): raise ValueError(f"report_to must be 'none' or one of {', '.join(known)}, got {report_to!r}")
+    if report_to == 'tensorboard' and report_to not in installed:
         print('--report_to tensorboard: it is not installed; losses go to train.json and pictures to OUTPUT_DIR/validation')
         report_to = None
-    if report_to not in (None, 'none', *known): raise ValueError(f"report_to must be 'none' or one of {', '.join(known)}, got {report_to!r}")
+    if report_to not in (None, 'none', *installed):
+        raise ValueError(f"report_to {report_to} needs a package that is not installed: pip install {report_to}, or --report_to none and read train.json")
     folders = ProjectConfiguration(project_dir=settings['output_dir'], logging_dir=str(Path(settings['output_dir'])/settings['logging_dir']))
     return Accelerator(mixed_precision='no', log_with=None if report_to == 'none' else report_to, project_config=folders)
 
-# %% ../nbs/07_train.ipynb #7e2ff85f
+# %% ../nbs/07_train.ipynb #0506eb02
 def _models(
     settings:dict, # resolved
     base:Base, # its parts are moved
@@ -226,6 +233,7 @@ def _models(
     optimizer = StepInBackward(controlnet.parameters(), make, settings['max_grad_norm']) if rung.in_backward else make(controlnet.parameters())
     return controlnet, optimizer, mean
 
+# %% ../nbs/07_train.ipynb #d9d3ebe6
 def _cached(
     settings:dict, # resolved
     base:Base, # on its device
@@ -265,11 +273,12 @@ class _Run(NamedTuple):
     history:dict # 'losses': of every step, None where it was left out; 'held_out': {step: loss}
     held_out:Cache|None # rows kept back
 
-# %% ../nbs/07_train.ipynb #efddc335
+# %% ../nbs/07_train.ipynb #07a766db
 def _away(base, device): # the VAE and the text encoders
     for model in frozen_models(base):
         if model is not base.unet: model.to(device)
 
+# %% ../nbs/07_train.ipynb #44b30787
 def _look(
     run:_Run, # at any time
     step:int, # taken so far
@@ -290,6 +299,7 @@ def _look(
     grid.save(Path(s['output_dir'])/f'validation/step-{step:06d}.png', pnginfo=ai_generated())
     return grid
 
+# %% ../nbs/07_train.ipynb #8454036c
 def _save(
     run:_Run, # at any time
     step:int, # taken so far
@@ -323,11 +333,30 @@ def _numbers(
     if run.settings['price_per_hour']: said['cost'] = f"{run.settings['price_per_hour'] * seconds / 3600:.2f}"
     return said
 
-# %% ../nbs/07_train.ipynb #cccf4ad6
+# %% ../nbs/07_train.ipynb #36315a77
+def _stopped(run, wish): # every process hears what the first one says
+    return run.accelerator.reduce(torch.tensor(float(wish), device=run.accelerator.device)).item() > 0
+
+def _tell(
+    run:_Run, # at any time
+    step:int, # taken so far
+    fetched:list[float], # losses since the last time
+    grid:Image.Image|None, # a new one
+)->None:
+    "Hand figures and pictures to the tracker"
+    held_out = run.history['held_out'].get(str(step))
+    figures = dict(loss=float(np.nanmean(fetched)), lr=float(run.optimizer.param_groups[0]['lr']))
+    run.accelerator.log(figures if held_out is None else figures | dict(held_out_loss=held_out), step=step)
+    for tracker in run.accelerator.trackers if grid else ():
+        if tracker.name == 'tensorboard': tracker.writer.add_image('validation', np.asarray(grid), step, dataformats='HWC')
+        elif tracker.name == 'wandb': tracker.log_images(dict(validation=[grid]), step)   # the others draw curves only; pictures are in `validation`
+
+# %% ../nbs/07_train.ipynb #2d30fb25
 def _keep_house(
     run:_Run, # to be completed
     stepping:Iterator[torch.Tensor], # `training_steps`
     show:Callable|None, # see `train_controlnet`
+    stop:Callable|None, # see `train_controlnet`
 )->None:
     "Take the steps; look, save and show in between"
     s, losses, grid, waiting, began = run.settings, run.history['losses'], None, [], time.time()
@@ -338,22 +367,18 @@ def _keep_house(
         if run.mean: update_mean(run.mean, run.controlnet, s['ema_decay'], step)
         looks, saves = (step % s[every] == 0 for every in ('validation_steps', 'checkpointing_steps'))
         if not (looks or saves or step % 10 == 0 or step == last): continue
-        fetched = torch.stack(waiting).tolist()
+        fetched, waiting = torch.stack(waiting).tolist(), []
         losses += [loss if math.isfinite(loss) else None for loss in fetched]
-        waiting.clear()
         _refuse_nonsense(s, losses)
-        if not main: continue
-        if looks: grid = _look(run, step) or grid
-        if saves: _save(run, step)
-        bar.set_postfix(_numbers(run, step - first, time.time() - began))
-        held_out = {'held_out_loss': run.history['held_out'][str(step)]} if looks and run.held_out else {}
-        run.accelerator.log(dict(loss=float(np.nanmean(fetched)), lr=float(run.optimizer.param_groups[0]['lr'])) | held_out, step=step)
-        for tracker in run.accelerator.trackers:
-            if looks and grid and tracker.name == 'tensorboard': tracker.writer.add_image('validation', np.asarray(grid), step, dataformats='HWC')
-            elif looks and grid and hasattr(tracker, 'log_images'): tracker.log_images(dict(validation=[grid]), step)
-        if show: show(np.array(losses, float), grid)
+        if main:
+            if looks: grid = _look(run, step) or grid
+            if saves: _save(run, step)
+            bar.set_postfix(_numbers(run, step - first, time.time() - began))
+            _tell(run, step, fetched, grid if looks else None)
+            if show: show(np.array(losses, float), grid)
+        if saves and stop and _stopped(run, main and stop(s['output_dir'])): break
 
-# %% ../nbs/07_train.ipynb #751e93b1
+# %% ../nbs/07_train.ipynb #24b3534c
 def _expected(settings, **changed): # what `plan` says, in brackets
     known = ('resolution', 'train_batch_size', 'gradient_accumulation_steps', 'mixed_precision', 'gradient_checkpointing', 'use_8bit_adam')
     base = next((name for name, id in BASES.items() if settings['pretrained_model_name_or_path'] in (name, id)), settings['pretrained_model_name_or_path'])
@@ -369,12 +394,18 @@ def _out_of_memory(
     small = dict(gradient_checkpointing=True, use_8bit_adam=True, mixed_precision='bf16')
     help = []
     if lower: help.append(f'--memory {lower[min(1, len(lower) - 1)]}' + (_expected(settings, **small) if '8gb' in lower else ''))
-    if b > 1: help.append(f'--train_batch_size {b // 2} --gradient_accumulation_steps {2 * parts}' + _expected(settings, train_batch_size=b // 2, gradient_accumulation_steps=2 * parts))
+    halved = dict(train_batch_size=b // 2, gradient_accumulation_steps=2 * parts)
+    if b > 1: help.append(' '.join(f'--{name} {value}' for name, value in halved.items()) + _expected(settings, **halved))
     if not _rung(settings).frozen_bf16: help.append('--mixed_precision bf16' + _expected(settings, mixed_precision='bf16'))
     help.append(f'--resolution {side // 2}' + _expected(settings, resolution=side // 2))
     return f"out of memory at {side} px, {b} rows at a time{_expected(settings)}: try {', or '.join(help[:3])}"
 
-# %% ../nbs/07_train.ipynb #b48ece54
+# %% ../nbs/07_train.ipynb #a0939ba2
+def _written(value): # a path as text, a tuple as a list
+    if isinstance(value, (list, tuple)): return [_written(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+# %% ../nbs/07_train.ipynb #6f9c7fb6
 def train_controlnet(
     pretrained_model_name_or_path:str|Path, # the base: 'pocket', 'sd15', 'sd21', a folder, or a Hub id
     dataset_name:str|Path|None=None, # a built folder, or what `load_dataset` takes
@@ -434,10 +465,10 @@ def train_controlnet(
     logging_dir:str='logs', # in output_dir
     price_per_hour:float|None=None, # of the machine: shows what the run has cost so far
     show:Callable|None=None, # called with the losses and the newest grid, every 10 steps; see `LiveView`
+    stop:Callable|None=None, # asked with output_dir after each checkpoint; True ends the training; see `evaluate.stop_when_worse`
 )->dict: # what `train.json` says: settings, origin, steps, seconds, final_loss, held_out, skipped, losses
     "Train a ControlNet, and save it as diffusers does"
-    started, plain = time.time(), lambda value: str(value) if isinstance(value, Path) else [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
-    settings = {name: plain(value) for name, value in locals().items() if name not in ('show', 'started', 'plain')}
+    settings, started = {name: _written(value) for name, value in locals().items() if name not in ('show', 'stop')}, time.time()
     disable_progress_bar()   # diffusers' own, one for each checkpoint
     accelerator = _accelerator(settings)
     base = load_base(pretrained_model_name_or_path, tokenizer_name, **{name: settings[name] for name in ('revision', 'variant', 'cache_dir') if settings[name]})
@@ -456,13 +487,13 @@ def train_controlnet(
         history = load_checkpoint(checkpoint, controlnet, optimizer, mean) if checkpoint else dict(losses=[], held_out={})
         run = _Run(accelerator, base, controlnet, optimizer, mean, settings, history, held_out)
         accelerator.init_trackers(tracker_project_name, {name: str(value) for name, value in settings.items()})
-        _keep_house(run, _steps(run, cache), show)
+        _keep_house(run, _steps(run, cache), show, stop)
     except (torch.OutOfMemoryError, MemoryError) as error: raise ValueError(_out_of_memory(settings)) from error
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return _finish(run, time.time() - started) if accelerator.is_main_process else {}
 
-# %% ../nbs/07_train.ipynb #1af8a4d5
+# %% ../nbs/07_train.ipynb #cdcaa179
 def _open(
     settings:dict, # parameters of `train_controlnet`
 )->tuple: # rows to train on; rows kept back, or None
@@ -472,6 +503,7 @@ def _open(
     columns = [settings[name] for name in ('image_column', 'conditioning_image_column', 'caption_column')]
     return load_rows(settings['dataset_name'] or settings['train_data_dir'], columns, settings['max_train_samples'], settings['held_out_samples'], **where)
 
+# %% ../nbs/07_train.ipynb #a3623721
 def _steps(
     run:_Run, # its history says how far it is
     cache:Cache, # of the rows to train on
@@ -482,7 +514,8 @@ def _steps(
         s['timestep_sampling'], s['proportion_empty_prompts'], s['random_flip'], accelerator.device)
     prepared = accelerator.prepare(run.controlnet)
     def loss_of(batch): return controlnet_loss(base.unet, prepared, base.scheduler, *batch, snr_gamma=s['snr_gamma'])
-    schedule = get_scheduler(s['lr_scheduler'], torch.optim.SGD([torch.zeros(1)], 1.), None, s['lr_warmup_steps'], s['max_train_steps'], s['lr_num_cycles'], s['lr_power']).lr_lambdas[0]
+    some = torch.optim.SGD([torch.zeros(1)], 1.)   # a scheduler wants an optimizer; we want its curve
+    schedule = get_scheduler(s['lr_scheduler'], some, None, s['lr_warmup_steps'], s['max_train_steps'], s['lr_num_cycles'], s['lr_power']).lr_lambdas[0]
     rate = s['learning_rate'] * (s['rows_per_step'] if s['scale_lr'] else 1)
     left = range(len(run.history['losses']), s['max_train_steps'])
     parts = places(left, s['train_batch_size'], s['gradient_accumulation_steps'], accelerator.process_index)
@@ -511,15 +544,17 @@ def _finish(
     shutil.rmtree(out/'.latents', ignore_errors=True)
     return report
 
-# %% ../nbs/07_train.ipynb #40454448
+# %% ../nbs/07_train.ipynb #2d68aa83
 _INSTEAD = dict(
     enable_xformers_memory_efficient_attention="torch's own attention needs as little memory",
     set_grads_to_none='gradients are always freed between steps',
     dataloader_num_workers='one helper thread draws the batches; the pictures are in the cache',
     push_to_hub='look at a finished run, then publish it: `facecontrol publish OUTPUT_DIR --repo NAME`',
     hub_model_id='name the repository when you publish: `facecontrol publish OUTPUT_DIR --repo NAME`',
-    hub_token='a token on a command line is read by others: log in with `hf auth login`')
+    hub_token='a token on a command line is read by others: log in with `hf auth login`',
+    stop_when_worse='`facecontrol train … --stop_when_worse 3` measures each checkpoint')
 
+# %% ../nbs/07_train.ipynb #553b7173
 def parse_command(
     arguments:list[str]|None=None, # by default those the process was started with
 )->dict: # parameters of `train_controlnet`
@@ -528,7 +563,7 @@ def parse_command(
     comments = dict(re.findall(r'^    (\w+):.*? # (.*)$', inspect.getsource(train_controlnet), re.M))
     for name, parameter in inspect.signature(train_controlnet).parameters.items():
         kind = (get_args(parameter.annotation) or (parameter.annotation,))[0]   # of `int|None`, int
-        if name == 'show': continue
+        if name in ('show', 'stop'): continue
         options = dict(required=True) if parameter.default is parameter.empty else dict(default=parameter.default)
         if kind is bool: options['action'] = BooleanOptionalAction
         elif get_origin(kind) is list: options |= dict(type=str, nargs='+')
@@ -540,12 +575,14 @@ def parse_command(
         if given.pop(name) is not None: print(f'--{name}: {instead}')
     return given
 
+# %% ../nbs/07_train.ipynb #fb6ee779
 def main(
     arguments:list[str]|None=None, # by default those the process was started with
+    stop:Callable|None=None, # see `train_controlnet`
 )->None:
     "`python -m facecontrol.train`: train a ControlNet, or say in one sentence why not"
     given = parse_command(arguments)
-    try: report = train_controlnet(**given)
+    try: report = train_controlnet(**given, stop=stop)
     except ValueError as error: raise SystemExit(str(error))
     if report: print(f"{given['output_dir']}: {report['steps']} steps, final loss {report['final_loss']:.4f}")
 

@@ -48,7 +48,7 @@ def _share(
     finally:
         if torch: torch.set_num_threads(threads)
 
-# %% ../nbs/00_workers.ipynb #aa85d1f1
+# %% ../nbs/00_workers.ipynb #be0df758
 def _serve(recipe, pipe, place):
     "The life of a worker"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -69,6 +69,7 @@ def _end_with_parent():
     wait([parent_process().sentinel])
     os._exit(1)
 
+# %% ../nbs/00_workers.ipynb #f7476491
 class _Worker:
     "A worker as its parent sees it"
     def __init__(self, recipe, place):
@@ -108,7 +109,7 @@ def _hear(worker, tell, deaths, name):
     worker.told += said[0]
     tell(said[0])
 
-# %% ../nbs/00_workers.ipynb #7b90b65d
+# %% ../nbs/00_workers.ipynb #4941eaca
 def spread(
     work:Callable, # `work(task, tell)` → result; must pickle. `tell(n)` may be called as it goes on
     tasks:Iterable, # must pickle
@@ -125,7 +126,12 @@ def spread(
     try: recipe = pickle.dumps(work)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f'work must pickle to reach a worker process: {error}; a model does as Lazy(load, …)') from error
-    waiting, crew, deaths = deque(tasks), [], Counter()
+    yield from _conduct(recipe, deque(tasks), workers, tell, name)
+
+# %% ../nbs/00_workers.ipynb #1d15aac7
+def _conduct(recipe, waiting, workers, tell, name):
+    "(task, result) of the tasks that wait, done by a crew of workers"
+    crew, deaths = [], Counter()
     try:
         crew += [_Worker(recipe, place) for place in range(min(workers, len(waiting)))]
         for worker in crew: worker.give(waiting.popleft())

@@ -51,6 +51,15 @@ def test_photos_become_a_controlnet_that_draws(work):
         drawn.append(np.array(Image.open(work/'out.png')))
     assert drawn[0].shape == (64, 64, 3) and (drawn[0] == drawn[1]).all()
 
+def test_train_hands_on_all_but_its_own_flag(monkeypatch):
+    from facecontrol import evaluate, train
+    given = []
+    monkeypatch.setattr(evaluate, 'stop_when_worse', lambda patience: f'stop after {patience}')
+    monkeypatch.setattr(train, 'main', lambda arguments, stop: given.append((arguments, stop)))
+    shell('train', '--max_train_steps', 2, '--stop_when_worse', 3, '--report_to', 'none')
+    shell('train', '--help')
+    assert given == [(['--max_train_steps', '2', '--report_to', 'none'], 'stop after 3'), (['--help'], None)]
+
 @pytest.mark.parametrize('words, said', [
     ('build nowhere out', 'nowhere is no folder, no zip'),
     ('build photos.zip out --detector best', "name must be 'pocket'"),

@@ -13,7 +13,7 @@ def test_what_is_cached_is_not_computed(plain):
 def test_each_rung_needs_less_than_the_one_above(plain):
     peaks = dict(plain=plain.peak) | {name: count(rung._replace(frozen_bf16=True), batch=1 if name == '4gb' else 4).peak for name, rung in LADDER.items()}
     assert list(peaks.values()) == sorted(peaks.values(), reverse=True)
-    assert peaks['equal'] <= 8.5 and peaks['8gb'] <= 6 and peaks['6gb'] <= 4.6 and peaks['4gb'] <= 3.1, peaks
+    assert peaks['equal'] <= 8.5 and peaks['8gb'] <= 6 and peaks['6gb'] <= 4.5 and peaks['4gb'] <= 3.1, peaks
 
 def test_selective_checkpointing_recomputes_nothing_that_is_dear(plain):
     assert abs(count(LADDER['equal']._replace(frozen_bf16=True)).tflop / plain.tflop - 1) < .01

@@ -1,9 +1,12 @@
 "What the training notebook cannot hold: other bases, the script's own flags and numbers, killed and damaged checkpoints, a second process"
 import json, os, pickle, subprocess, sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import LoggerType
 from datasets import Dataset
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from PIL import Image
@@ -52,11 +55,57 @@ FLAGS = '''cache_dir=x controlnet_model_name_or_path=x revision=x variant=fp16 t
     num_validation_images=4 validation_steps=100 tracker_project_name=x'''.split()
 
 def test_every_flag_of_the_script_is_taken(capsys):
-    given = parse_command(['--pretrained_model_name_or_path=x', *(f'--{flag}' for flag in FLAGS)])
+    given = parse_command(['--pretrained_model_name_or_path=x', '--stop_when_worse=3', *(f'--{flag}' for flag in FLAGS)])   # that one is `facecontrol train`'s own
     said = [line.split(':')[0] for line in capsys.readouterr().out.splitlines()]
     assert sorted(said) == sorted(f'--{name}' for name in train._INSTEAD)       # one line for each that means nothing here
     names = {flag.split('=')[0] for flag in FLAGS}
     assert names - set(train._INSTEAD) <= given.keys() and given['use_8bit_adam'] is True and given['lr_power'] == 1.
+
+
+@pytest.fixture
+def tracker(monkeypatch): # a package of that name as far as accelerate can tell; hands back what it is told
+    def installed(name):
+        told = []
+        package = ModuleType(name)
+        package.__spec__ = ModuleSpec(name, None)
+        package.init = lambda project: SimpleNamespace(log=lambda values, step: told.append((step, values)), finish=lambda: told.append('finished'))
+        package.config = SimpleNamespace(update=lambda values, allow_val_change: told.append(values))
+        package.Image = lambda image: image
+        monkeypatch.setitem(sys.modules, name, package)
+        monkeypatch.setattr('accelerate.tracking._available_trackers', [LoggerType(name)])
+        return told
+    return installed
+
+@pytest.mark.parametrize('name', ['wandb', 'trackio'])
+def test_a_tracker_that_is_asked_for_is_told(tmp_path, faces, base, tracker, name):
+    told = tracker(name)
+    Image.new('RGB', (64, 64)).save(tmp_path/'mask.png')
+    report = train_controlnet(base, faces, tmp_path/'run', max_train_steps=4, validation_steps=2, validation_prompt=['a face'], validation_image=[tmp_path/'mask.png'],
+        **quiet | dict(report_to=name))
+    assert told[0]['learning_rate'] == '0.001' and told[-1] == 'finished'
+    figures = {step: values for step, values in told[1:-1] if 'loss' in values}
+    assert figures.keys() == {2, 4} and np.isclose(figures[4]['loss'], np.mean(report['losses'][2:]))
+    assert figures[4]['held_out_loss'] == report['held_out']['4'] and figures[4]['lr'] == 1e-3
+    pictures = {step: values['validation'] for step, values in told[1:-1] if 'validation' in values}
+    assert {step: [picture.size for picture in some] for step, some in pictures.items()} == ({2: [(64, 128)], 4: [(64, 128)]} if name == 'wandb' else {})
+
+def test_tensorboard_is_told_by_default(tmp_path, faces, base):
+    event_accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    report = train_controlnet(base, faces, tmp_path/'run', max_train_steps=2, validation_steps=2, train_batch_size=4, learning_rate=1e-3)
+    folder, = {path.parent for path in (tmp_path/'run/logs/train_controlnet').glob('events*')}
+    events = event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    loss, = events.Scalars('loss')
+    assert loss.step == 2 and np.isclose(loss.value, np.mean(report['losses']))
+
+def test_a_tracker_that_is_missing(tmp_path, faces, base, monkeypatch, capsys):
+    monkeypatch.setattr('accelerate.tracking._available_trackers', [])
+    for name in ('wandb', 'trackio'):
+        with pytest.raises(ValueError, match=f'report_to {name} needs a package that is not installed: pip install {name}'):
+            train_controlnet(base, faces, tmp_path/'run', max_train_steps=1, **quiet | dict(report_to=name))
+    assert not (tmp_path/'run').exists()
+    train_controlnet(base, faces, tmp_path/'run', max_train_steps=1, train_batch_size=4, learning_rate=1e-3)      # nobody asked for tensorboard
+    assert capsys.readouterr().out.count('it is not installed; losses go to train.json') == 1
 
 
 @pytest.mark.parametrize('prediction_type', ['epsilon', 'v_prediction'])
@@ -107,14 +156,44 @@ def test_a_small_card_resumes_to_the_bit(tmp_path, faces, base, memory):
     assert np.allclose(straight['losses'], plain['losses'], rtol=1e-5 if memory == 'equal' else .05)
 
 
-def test_stopped_anywhere_it_goes_on_to_the_bit(tmp_path, faces, base, monkeypatch):
-    call = dict(max_train_steps=8, checkpointing_steps=1, checkpoints_total_limit=2, gradient_accumulation_steps=2, proportion_empty_prompts=.5, random_flip=.5,
-        ema_decay=.9, lr_scheduler='cosine', **quiet | dict(train_batch_size=2))
+@pytest.fixture
+def seen(monkeypatch): # of every batch that is drawn: the step, where in its batch, and which rows
     seen, draw_batch = [], train.draw_batch
     def noted(cache, seed, step, batch_size, part, *args):
         seen.append((step, part.start, rows_at(seed, step, batch_size, len(cache.prompts))[part].tolist()))
         return draw_batch(cache, seed, step, batch_size, part, *args)
     monkeypatch.setattr(train, 'draw_batch', noted)
+    return seen
+
+def test_stopped_after_steps_1_5_and_15_it_goes_on_to_the_bit(tmp_path, faces, base, seen):
+    call = dict(proportion_empty_prompts=.5, random_flip=.5, ema_decay=.9, **quiet)
+    straight = train_controlnet(base, faces, tmp_path/'straight', max_train_steps=20, checkpointing_steps=5, **call)
+    wanted = sorted(seen)
+    seen.clear()
+    for steps in (1, 5, 15, 20):        # each stop is a process that ends; the next one has nothing but the folder
+        stopped = train_controlnet(base, faces, tmp_path/'stopped', max_train_steps=steps, checkpointing_steps=1 if steps == 1 else 5, resume_from_checkpoint='latest', **call)
+        assert stopped['losses'] == straight['losses'][:steps]
+    for steps in (5, 15, 20):
+        for file in ('optimizer.safetensors', 'controlnet/diffusion_pytorch_model.safetensors', 'controlnet_ema/diffusion_pytorch_model.safetensors'):
+            assert same(*(load_file(tmp_path/f'{run}/checkpoint-{steps}/{file}') for run in ('straight', 'stopped'))), f'{file} after {steps} steps'
+    assert same(weights(tmp_path/'straight'), weights(tmp_path/'stopped')) and sorted(seen) == wanted      # no row more, none less
+    assert len(set(straight['losses'])) == 20
+
+def test_a_run_that_is_told_to_stop_leaves_what_a_power_cut_leaves(tmp_path, faces, base):
+    call, asked = dict(max_train_steps=6, checkpointing_steps=2, **quiet), []
+    def stop(output_dir):
+        asked.append(latest_checkpoint(output_dir).name)
+        return len(asked) == 2
+    never = train_controlnet(base, faces, tmp_path/'never', **call)
+    train_controlnet(base, faces, tmp_path/'ended', stop=stop, **call)
+    assert asked == ['checkpoint-2', 'checkpoint-4'] and json.loads((tmp_path/'ended/train.json').read_text())['steps'] == 4
+    further = train_controlnet(base, faces, tmp_path/'ended', resume_from_checkpoint='latest', **call)
+    assert further['losses'] == never['losses'] and same(weights(tmp_path/'ended'), weights(tmp_path/'never'))
+    assert same(*(load_file(tmp_path/run/'checkpoint-6/optimizer.safetensors') for run in ('ended', 'never')))
+
+def test_stopped_anywhere_it_goes_on_to_the_bit(tmp_path, faces, base, seen, monkeypatch):
+    call = dict(max_train_steps=8, checkpointing_steps=1, checkpoints_total_limit=2, gradient_accumulation_steps=2, proportion_empty_prompts=.5, random_flip=.5,
+        ema_decay=.9, lr_scheduler='cosine', **quiet | dict(train_batch_size=2))
     straight = train_controlnet(base, faces, tmp_path/'straight', **call)
     wanted, taken = sorted(seen), []
     seen.clear()
