@@ -252,4 +252,4 @@ def test_the_space_starts_from_its_own_folder(visit, work):
     with running([sys.executable, 'app.py'], f'http://127.0.0.1:{port}/', space, env) as url:
         page = visit(url)
         page.wait_for_selector('#mask img')
-        page.wait_for_function('document.images.length >= 5 && [...document.images].every(image => image.naturalWidth > 0)')      # mask and examples
+        page.wait_for_function('document.images.length >= 4 && [...document.images].every(image => image.naturalWidth > 0)')      # mask and examples
