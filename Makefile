@@ -19,6 +19,7 @@ readme: .venv/ready     # README.md from nbs/index.ipynb
 
 bench: .venv/ready      # speeds, with their peers beside them; control.py, the recipes' race, takes many hours and is run by itself
 	@for script in $(filter-out benchmarks/control.py, $(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python benchmarks/build.py --kills 20
 
 pocket: .venv/ready     # train the pocket models again (hours); their pages keep the pictures
 	$(BIN)/jupyter execute --inplace --timeout=-1 nbs/pocket/*.ipynb

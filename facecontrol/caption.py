@@ -97,10 +97,19 @@ def _check_images(
         if not isinstance(image, Image.Image) or mode != 'RGB': raise ValueError(f'images[{i}] must be an RGB PIL picture, got {mode}')
     return images
 
-# %% ../nbs/05_caption.ipynb #cee51b25
+# %% ../nbs/05_caption.ipynb #167d2652
 class Captioner:
     "Pictures in, sentences out"
-    def __init__(self, processor, model, settings, batch_size, max_new_tokens, num_beams, style, reader):
+    def __init__(self,
+        processor:BlipProcessor, # pictures -> pixels, ids -> words
+        model:BlipForConditionalGeneration, # on its device
+        settings:str, # what a dataset notes of it
+        batch_size:int, # pictures at once
+        max_new_tokens:int, # a caption that is longer is cut, with a warning
+        num_beams:int, # sentences followed at once
+        style:str, # as for `add_style`
+        reader:CLIPTokenizer|None, # that will read the captions: it warns of those it will cut
+    ):
         self.processor, self.model, self.settings, self.batch_size = processor, model, settings, batch_size
         self.limits, self.style, self.reader, self.counts = (max_new_tokens, num_beams), style, reader, Counter()
 

@@ -193,7 +193,7 @@ def check(
     write_file(report, page(f'{dataset.name}: quality', ''.join(body), 'Pictures of the dataset; its card says where they come from.'))
     return found | dict(report=str(report))
 
-# %% ../nbs/07_check.ipynb #faed56e0
+# %% ../nbs/07_check.ipynb #61797a89
 def drop(
     dataset:str|Path, # folder, written by `build`
     out:str|Path, # folder: new, empty, or written by us before
@@ -206,6 +206,7 @@ def drop(
     for rule in rules:
         if rule not in RULES: raise ValueError(f'rules must be among {", ".join(RULES)}, got {rule!r}')
     dataset = Path(dataset)
+    if not (dataset/LOG).exists(): raise ValueError(f'dataset must be a folder that build wrote, got {dataset}, which has no {LOG}')
     header, *lines = map(json.loads, (dataset/LOG).read_text(encoding='utf-8').splitlines())
     header['settings']['dropped'] = rules
     rows = measure(dataset, workers, progress)

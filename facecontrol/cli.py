@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['app', 'main', 'quickstart', 'plan', 'faces', 'build', 'check', 'train', 'generate', 'evaluate', 'publish', 'demo']
 
-# %% ../nbs/12_cli.ipynb #d1d03bab
-import os, sys
+# %% ../nbs/12_cli.ipynb #31c8baf4
+import logging, os, sys
 from pathlib import Path
 from typing import Annotated
 import typer
 from typer import Argument, Option
 
-# %% ../nbs/12_cli.ipynb #0c16ea93
+# %% ../nbs/12_cli.ipynb #9ca23048
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help='Plan a condition, build the dataset, train a ControlNet, measure what it learned, and use it.')
 
 def main()->None:
     "The command line, with one sentence for bad input"
-    os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')   # or it tells everybody that torchvision is missing, which is meant
+    for library in ('TRANSFORMERS', 'DIFFUSERS'): os.environ.setdefault(f'{library}_VERBOSITY', 'error') # or they tell everybody what is missing, which is meant
+    for library in ('torchao', 'torch.utils._pytree', 'bitsandbytes'): logging.getLogger(library).setLevel(logging.ERROR)
     try: app(prog_name='facecontrol')
     except ValueError as error: sys.exit(f'facecontrol: {error}')
 
@@ -77,7 +78,7 @@ def faces(
     draw_frames(out, n, seed, size, zip)
     print(f'{n:,} faces are in {out}')
 
-# %% ../nbs/12_cli.ipynb #df751474
+# %% ../nbs/12_cli.ipynb #c74641b9
 @app.command()
 def build(
     frames:Annotated[str, Argument(help="a folder, a zip, the first of a zip's parts, or a Hub id")],
@@ -89,9 +90,9 @@ def build(
     workers:Annotated[int, Option(help='processes with models of their own; 0: none')]=0,
     shard_size:Annotated[int, Option(help='frames a file')]=256,
     size:Annotated[int|None, Option(help='of the pictures, in pixels; as they are if not given')]=None,
-    test_share:Annotated[float, Option(help='of the frames, held out')]=.05,
+    test_share:Annotated[float, Option(help='of the frames, held out, 0 to 1')]=.05,
     limit:Annotated[int|None, Option(help='only the first so many frames')]=None,
-    max_bad:Annotated[float, Option(help='share of bad frames to put up with')]=.05,
+    max_bad:Annotated[float, Option(help='share of bad frames to put up with, 0 to 1')]=.05,
     source:Annotated[str, Option(help="whose faces: facesynthetics, drawn or unknown; decides the card's licence")]='unknown',
 )->None:
     "Turn frames into a dataset; run again to go on."
@@ -199,7 +200,7 @@ def evaluate(
     print(f"{chosen['why']}\nmedian error {chosen['nme_median']:.1%} (interocular; floor {report['floor']:.1%}, without control {report['ceiling']:.1%}), "
           f"{chosen['retention']:.0%} of what the base knew is kept\nlook at {(out or find_run(run).out)/'report.html'}")
 
-# %% ../nbs/12_cli.ipynb #a9d4e4c2
+# %% ../nbs/12_cli.ipynb #efe05680
 @app.command()
 def publish(
     folder:Annotated[Path, Argument(help='a built dataset, or a trained ControlNet')],
@@ -224,6 +225,6 @@ def demo(
     steps:Annotated[int, Option(help='of the sampler')]=20,
     port:Annotated[int, Option(help='on 127.0.0.1')]=7860,
 )->None:
-    "The page, on 127.0.0.1."
+    "A page to play with it, on 127.0.0.1."
     from facecontrol.demo import serve
     serve(controlnet, base, detector, steps, port)

@@ -346,7 +346,7 @@ class _Listed(list):
         twice = [id for id, count in Counter(self.ids).items() if count > 1]
         if twice: raise ValueError(f'frames must have ids of their own, got {twice[0]!r} twice')
 
-# %% ../nbs/06_dataset.ipynb #38c9f248
+# %% ../nbs/06_dataset.ipynb #9d990cba
 def _settings(frames, ids, detect, caption, **others):
     "All that the bytes depend on, as the log has it; and what each shard was made with"
     settings = dict(frames=_same_frames(frames, ids), detector=_named(detect), captioner=_named(caption), **others)
@@ -354,13 +354,15 @@ def _settings(frames, ids, detect, caption, **others):
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     return settings, dict(settings=digest, versions=origin()['versions'] | dict(opencv=cv2.__version__))
 
-def _check_arguments(frames, source, **counts):
+def _check_arguments(frames, source, shares, **counts):
     if not len(frames.ids): raise ValueError('frames must hold at least one frame, got none')
     if source not in SOURCES: raise ValueError(f'source must be one of {", ".join(SOURCES)}, got {source!r}')
     for name, value in counts.items():
         if value is not None and value < 1: raise ValueError(f'{name} must be at least 1, got {value}')
+    for name, value in shares.items():
+        if not 0 <= value <= 1: raise ValueError(f'{name} must be 0 to 1, got {value}')
 
-# %% ../nbs/06_dataset.ipynb #817605a1
+# %% ../nbs/06_dataset.ipynb #bcbad524
 def build(
     frames:Iterable, # `facesynthetics.frames(…)`, or any `Frame`s
     detect:Callable|str|None, # `detect(images, boxes)` → list of `(68, 2)` or None; 'dataset' or None: the source's own points
@@ -368,10 +370,10 @@ def build(
     out:str|Path, # folder: new, or a build to go on with
     shard_size:int=256, # frames a file
     size:int|None=None, # of the pictures, pixels; None: as they are
-    test_share:float=.05, # of the frames, held out
+    test_share:float=.05, # of the frames, held out, 0 to 1
     batch_size:int=32, # frames shown to the models at once
     limit:int|None=None, # only the first so many frames
-    max_bad:float=.05, # share of bad frames to put up with
+    max_bad:float=.05, # share of bad frames to put up with, 0 to 1
     source:str='unknown', # whose faces: 'facesynthetics', 'drawn'; it decides the card's licence
     workers:int=0, # processes with models of their own; 0: none. The models must pickle, as `Lazy(load_detector, 'pocket')` does
     threads:int=2, # that decode and encode, in each process
@@ -380,7 +382,7 @@ def build(
 )->Built: # counts of rows and of what was put aside, over all runs
     "Build a dataset, or go on with one; the result is the same bytes"
     if not hasattr(frames, 'ids'): frames = _Listed(frames)
-    _check_arguments(frames, source, shard_size=shard_size, batch_size=batch_size, size=size, limit=limit, threads=threads)
+    _check_arguments(frames, source, dict(test_share=test_share, max_bad=max_bad), shard_size=shard_size, batch_size=batch_size, size=size, limit=limit, threads=threads)
     detect, caption = (None if model == 'dataset' else model for model in (detect, caption))
     out, ids = Path(out), frames.ids[:limit]
     plan = plan_shards(ids, shard_size, test_share)

@@ -274,16 +274,16 @@ def _new_file(folder): # a path for a picture; those of more than five minutes a
         if time.time() - old.stat().st_mtime > 300: old.unlink(missing_ok=True)
     return folder/f'generated-{time.time_ns()}.png'
 
-# %% ../nbs/10_demo.ipynb #543dbad9
-def _examples(size): # paths of the course's three faces
+# %% ../nbs/10_demo.ipynb #474f3c28
+def _examples(): # paths of the course's three faces
     folder = _new_folder()
     for seed in COURSE_SEEDS: draw_face(sample_face(seed), 256).image.save(folder/f'face-{seed}.png')
     return [[str(path)] for path in sorted(folder.glob('*.png'))]
 
-def _face_column(gr, size): # -> the photo, what is said of it
+def _face_column(gr): # -> the photo, what is said of it
     with gr.Column():
         photo = _unopened(gr)(label='a face', sources=['upload', 'webcam'], type='filepath', height=320, elem_id='photo')
-        gr.Examples(_examples(size), photo)
+        gr.Examples(_examples(), photo)
         return photo, gr.Markdown(elem_id='said')
 
 def _mask_column(gr, first, size): # -> the mask, the sliders
@@ -300,7 +300,7 @@ def _picture_column(gr): # -> what goes in, the button, what comes out
         dotted = gr.Image(label='the points found in it', format='png', interactive=False, height=300, elem_id='dotted', buttons=[])
         return [prompt, seed, loudness], button, [picture, dotted, gr.Markdown(elem_id='error')]
 
-# %% ../nbs/10_demo.ipynb #d467ae9d
+# %% ../nbs/10_demo.ipynb #507b884e
 def build_page(
     pipeline:DiffusionPipeline, # with a ControlNet
     detect:Callable, # `detect(images, boxes=None)`, see `detect.load_detector`
@@ -315,7 +315,7 @@ def build_page(
     with gr.Blocks(title='facecontrol', analytics_enabled=False, delete_cache=(60, 300)) as page:
         gr.Markdown(_INTRO)
         landmarks = gr.State(first)
-        with gr.Row(): (photo, said), (mask, sliders), (wishes, button, results) = _face_column(gr, size), _mask_column(gr, first, size), _picture_column(gr)
+        with gr.Row(): (photo, said), (mask, sliders), (wishes, button, results) = _face_column(gr), _mask_column(gr, first, size), _picture_column(gr)
         photo.change(partial(_read, detect=detect, size=size, find=find), photo, [landmarks, said], show_progress='hidden', concurrency_limit=2)
         gr.on([landmarks.change, *(slider.change for slider in sliders)], partial(_mask, size=size), [landmarks, *sliders], mask, trigger_mode='always_last',
               show_progress='hidden', concurrency_limit=4)

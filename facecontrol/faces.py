@@ -6,15 +6,16 @@
 __all__ = ['MEAN_HEAD', 'JAW', 'BROWS', 'NOSE', 'EYES', 'MOUTH', 'IDENTITY', 'EXPRESSION', 'CONCEPTS', 'STYLES', 'POCKET_SEEDS',
            'COURSE_SEEDS', 'COLOURS', 'HAIR', 'SKIN', 'FUR', 'METAL', 'OGRE', 'EYE', 'CUTS', 'EXPRESSIONS', 'CLASSES',
            'STYLE_WORDS', 'head_points', 'rotation', 'project', 'Face', 'sample_face', 'visible_landmarks', 'paint',
-           'face_caption', 'caption_attributes', 'Drawing', 'draw_face', 'draw_faces']
+           'face_caption', 'caption_attributes', 'Drawing', 'draw_face', 'draw_faces', 'training_faces']
 
-# %% ../nbs/02_faces.ipynb #12d8b08d
+# %% ../nbs/02_faces.ipynb #97fecd4b
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -1152,3 +1153,21 @@ def draw_faces(
         with ProcessPoolExecutor(workers, get_context('spawn')) as pool:
             drawn = list(pool.map(_draw_some, parts, *([same] * len(parts) for same in (size, concept, style))))
     return dict(zip(_ARRAYS, map(np.concatenate, zip(*drawn)))) | dict(faces=faces)
+
+# %% ../nbs/02_faces.ipynb #62e1510a
+def training_faces(
+    n:int, # how many, from `POCKET_SEEDS` on; at least one
+    folder:str|Path, # where they are kept; made if it is not there
+)->dict: # as `draw_faces`: image, image_seg, landmarks, visible, faces; 128 px, every concept and style
+    "The faces that the pocket models are trained on, drawn once"
+    file, seeds = Path(folder)/f'faces_{n}.npz', range(POCKET_SEEDS, POCKET_SEEDS + n)
+    first = draw_faces(seeds[:16], concept='any', style='any', workers=1)
+    if file.exists():
+        with np.load(file) as kept: drawn = dict(kept)
+        if all(np.allclose(drawn[name][:16], first[name]) for name in _ARRAYS):
+            return drawn | dict(faces=[sample_face(seed, 'any', 'any') for seed in seeds])
+    drawn = draw_faces(seeds, concept='any', style='any')
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(new := file.with_suffix('.new.npz'), **{name: drawn[name] for name in _ARRAYS})
+    os.replace(new, file)
+    return drawn

@@ -125,7 +125,7 @@ def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a 
     if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
     return _with_notes(pipeline(prompts, **options), prompts)
 
-# %% ../nbs/08_generate.ipynb #117cf328
+# %% ../nbs/08_generate.ipynb #672b63a9
 def generate(
     pipeline:DiffusionPipeline, # as `load_pipeline` gives it
     prompts:str|Sequence[str], # what to draw
@@ -141,6 +141,7 @@ def generate(
     on_step:Callable|None=None, # `on_step(done, of)`, called after each step
 )->list[Image.Image]: # RGB, one for each prompt, mask or seed
     "Draw pictures, each from its own seed"
+    if min(steps, batch_size) < 1: raise ValueError(f'steps and batch_size must be at least 1, got {steps} and {batch_size}')
     size, images = size or picture_size(pipeline), []
     if guidance_scale is None: guidance_scale = 2. if is_small(pipeline.unet) else 7.5
     prompts, masks, seeds = _equally_many(pipeline, prompts, conditioning_images, seeds, size)
@@ -201,7 +202,7 @@ def best_of(
     if n < 1: raise ValueError(f'n must be at least 1, got {n}')
     return min(follow(pipeline, prompt, landmarks, detect, range(seed, seed + n), **options), key=lambda drawn: drawn.error)
 
-# %% ../nbs/08_generate.ipynb #8378fe9b
+# %% ../nbs/08_generate.ipynb #e07a09a3
 def lay_over(
     image:Image.Image, # a picture or a mask, square
     landmarks:np.ndarray|None, # `(68, 2)` x, y in its pixels; None: nothing is laid over
@@ -211,9 +212,10 @@ def lay_over(
     "Landmarks as dots on a picture"
     page = image.convert('RGB').resize((size, size))
     if landmarks is None: return page
-    pen, radius = ImageDraw.Draw(page), size / 150
-    for x, y in scale_landmarks(landmarks, image.width, size).tolist(): pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline='black')
-    return page
+    page = page.resize((4 * size, 4 * size))   # and small again with the dots, which makes them round
+    pen, radius = ImageDraw.Draw(page), size / 32
+    for x, y in scale_landmarks(landmarks, image.width, page.width).tolist(): pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline='black', width=size // 96)
+    return page.reduce(4)
 
 def beside(
     drawn:Imitation, # from `follow`, `best_of` or `imitate`

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['embed', 'error_curves', 'figure', 'grid', 'mark', 'percent', 'headline', 'table', 'page']
 
-# %% ../nbs/00_page.ipynb #e6b5b4af
+# %% ../nbs/00_page.ipynb #b8c7b0ce
 import base64, html, io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ def mark(
     "A value, coloured"
     return f'<span class="{"yes" if good else "no"}">{html.escape(said)}</span>'
 
-# %% ../nbs/00_page.ipynb #5aa62251
+# %% ../nbs/00_page.ipynb #12b582db
 def percent(
     error:float, # a fraction; infinite where no face was found
 )->str:
@@ -80,15 +80,13 @@ def headline(
 
 def table(
     rows:dict, # {name: value, or values}
-    head:Iterable[str]=(), # names of the columns
+    head:Sequence[str]=(), # names of the columns
 )->str:
     "A table; floats get four digits"
     said = lambda value: html.escape(f'{value:.4g}' if isinstance(value, float) else str(value))
     cells = lambda name, values, tag='td': f'<tr>{"".join(f"<{tag}>{said(v)}</{tag}>" for v in (name, *values))}</tr>'
     body = ''.join(cells(name, v if isinstance(v, (list, tuple)) else (v,)) for name, v in rows.items())
-    return f'<table>{cells(*_split(head), "th") if head else ""}{body}</table>'
-
-def _split(head): return head[0], head[1:]
+    return f'<table>{cells(head[0], head[1:], "th") if head else ""}{body}</table>'
 
 # %% ../nbs/00_page.ipynb #e74ccafd
 _CSS = '''

@@ -7,9 +7,9 @@ __all__ = ['CONDITIONS', 'SHAPES', 'GPUS', 'CARDS', 'MEMORY', 'condition', 'cann
            'Score', 'score', 'photo_quartet', 'base_shapes', 'memory_meter', 'Counted', 'count_step', 'machine_rate',
            'Plan', 'plan', 'fit', 'planner']
 
-# %% ../nbs/00_plan.ipynb #8187c78a
+# %% ../nbs/00_plan.ipynb #4efcba47
 import io, json, math, weakref
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -250,7 +250,7 @@ def _flop_counter(): # PyTorch's, taught the processor's fused attention, which 
     def backward(grad, query, key, value, *_, **__): return sdpa_backward_flop_count(grad, query, key, value)
     return FlopCounterMode(display=False, custom_mapping={fused: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward})
 
-# %% ../nbs/00_plan.ipynb #5d692c4a
+# %% ../nbs/00_plan.ipynb #e18f93bb
 def count_step(
     base, # a name in `SHAPES`, or a folder
     resolution:int, # px
@@ -265,21 +265,27 @@ def count_step(
 def _count(base, resolution, low, checkpointing, trained_low):
     from torch._subclasses.fake_tensor import FakeTensorMode
     unet_shape, vae_shape, _ = base_shapes(base)
-    factor, flops, alive = 2 ** (len(vae_shape['block_out_channels']) - 1), [], []
-    for batch in (2, 3):
+    factor = 2 ** (len(vae_shape['block_out_channels']) - 1)
+    def played(batch, watch): # the step, watched; and both networks' sizes
         with FakeTensorMode():
-            unet, controlnet = _networks(unet_shape, low, trained_low)
-            if checkpointing: unet.enable_gradient_checkpointing(), controlnet.enable_gradient_checkpointing()
-            with memory_meter(list(unet.parameters()), list(controlnet.parameters())) as meter, _flop_counter() as counter:
-                _one_step(unet, controlnet, resolution, batch, factor)
-            flops.append(counter.get_total_flops()), alive.append(np.array(meter.history, float))
-            trained, frozen = (sum(p.numel() for p in network.parameters()) for network in (controlnet, unet))
-    return Counted(trained, frozen, flops[0] / 2, _encode_flops(base, resolution), 3 * alive[0] - 2 * alive[1], alive[1] - alive[0])
+            unet, controlnet = networks = _networks(unet_shape, low, trained_low)
+            if checkpointing: _forget(unet, controlnet)
+            with watch(*(list(network.parameters()) for network in networks)) as watched: _one_step(unet, controlnet, resolution, batch, factor)
+            return watched, *(sum(p.numel() for p in network.parameters()) for network in networks)
+    counter, frozen, trained = played(1, lambda *_: _flop_counter()) # not with the meter: it keeps tensors that nobody needs
+    two, three = (np.array(played(batch, memory_meter)[0].history, float) for batch in (2, 3))
+    return Counted(trained, frozen, counter.get_total_flops(), _encode_flops(base, resolution), 3 * two - 2 * three, three - two)
 
-# %% ../nbs/00_plan.ipynb #a98d9570
+def _forget(unet, controlnet): # activations, as the trainer does: the mask reader's too, for which diffusers has no switch
+    from torch.utils.checkpoint import checkpoint
+    for network in (unet, controlnet): network.enable_gradient_checkpointing()
+    reader = controlnet.controlnet_cond_embedding
+    reader.forward = partial(checkpoint, reader.forward, use_reentrant=False)
+
+# %% ../nbs/00_plan.ipynb #b8859c5a
 GPUS = dict( # memory in GB; published TFLOP/s, dense: bfloat16 (float16 on a T4), float32 without tensor cores
     T4=(16, 65, 8.1), L4=(24, 121, 30.3), A10G=(24, 70, 31.5), RTX3090=(24, 71, 35.6), RTX4090=(24, 165, 82.6), A100=(40, 312, 19.5), H100=(80, 989, 67), H200=(141, 989, 67))
-CARDS = (8, 12, 16, 24, 40, 80, 141) # GB
+CARDS = (6, 8, 12, 16, 24, 40, 80, 141) # GB
 MEMORY = {'8gb': 2, '6gb': 2, '4gb': 1} # the trainer's settings of these names: the optimizer's bytes for each weight
 
 def machine_rate(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/11_quickstart.ipynb #e3590a51
+# %% ../nbs/11_quickstart.ipynb #47bdd404
 from . import page
 from .caption import attribute_accuracy, load_captioner
 from .dataset import build
@@ -26,7 +26,7 @@ from .detect import load_detector
 from .evaluate import CONCEPT_CLASSES, STYLE_CLASSES, adherence, evaluate_run, held_out_rows, load_clip, prompt_accuracy, recognise
 from .faces import caption_attributes, draw_faces, face_caption, sample_face
 from .facesynthetics import decode_image, draw_frames, frames
-from .generate import generate, load_pipeline
+from .generate import generate, load_pipeline, sheet
 from .landmarks import failure_rate
 from .pocket import best_device
 from .report import ai_generated
@@ -143,18 +143,14 @@ def report_page(
 <h2>Made with</h2>{page.table(report["settings"] | report["versions"] | {name: report[name] for name in ("python", "machine", "commit")})}'''
     return page.page('facecontrol: quickstart', body)
 
-# %% ../nbs/11_quickstart.ipynb #e5d4fe1c
+# %% ../nbs/11_quickstart.ipynb #b9f2323d
 def contact_sheet(
     results:list, # from `follow_masks`; the first `n` are shown
     n:int=8, # columns
 )->Image.Image: # four rows: face, mask, drawn on it, drawn without it
     "One picture of it all"
     rows = [[result[key] for result in results[:n]] for key in ('face', 'mask', 'image', 'uncontrolled')]
-    size, gap = results[0]['image'].width, 4
-    sheet = Image.new('RGB', (len(rows[0]) * (size + gap) - gap, 4 * (size + gap) - gap), 'white')
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row): sheet.paste(image.resize((size, size)), (x * (size + gap), y * (size + gap)))
-    return sheet
+    return sheet(*rows, tile=results[0]['image'].width)
 
 # %% ../nbs/11_quickstart.ipynb #0f7e632e
 def summary(

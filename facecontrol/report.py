@@ -132,14 +132,14 @@ def draw_curves(
     axes.legend()
     figure.savefig(path, bbox_inches='tight')
 
-# %% ../nbs/06_report.ipynb #24bd413a
+# %% ../nbs/06_report.ipynb #6a7b8c5e
 _CARD = """---
 {head}
 ---
 # A ControlNet for facial landmarks
 
 It makes `{base}` draw a face on an illustrated mask of 68 landmarks. Trained with `facecontrol` for {steps} steps of {rows} rows;
-the loss ended at {loss:.4f}{held_out}; {skipped} steps were left out because their loss was not a number.
+the loss ended at {loss:.4f}{held_out}. Steps left out because their loss or gradient was not a number: {skipped}.
 
     from diffusers import ControlNetModel
     from facecontrol.loss import controlnet_pipeline, load_base

@@ -286,7 +286,7 @@ def _labels(points): # of each point: its arm, and step and scale where the arm 
     several = lambda p, what: len({q[what] for q in points if q['arm'] == p['arm']}) > 1
     return [p['arm'] + (f", step {p['step']}" if several(p, 'step') else '') + (f", scale {p['scale']:g}" if several(p, 'scale') else '') for p in points]
 
-# %% ../nbs/13_studies.ipynb #10bc6f5a
+# %% ../nbs/13_studies.ipynb #418800a1
 _BETTER = dict(nme_median=-1, retention=1, kid=-1) # more, or less
 
 def sentences(
@@ -294,10 +294,11 @@ def sentences(
 )->list: # one for each arm but the first
     "What each arm does to the study's two figures, against the first one"
     (first, reference), *others = summary(points).items()
+    several = len({p['seed'] for p in points}) > 1
     def said(figures, figure):
         (mean, low, high), (was, least, most) = figures[figure], reference[figure]
         apart, as_text = low > most or high < least, '{:.3f}'.format if figure == 'kid' else '{:.1%}'.format
-        verdict = 'ranges touch' if not apart else 'apart, better' if (mean - was) * _BETTER[figure] > 0 else 'apart, worse'
+        verdict = 'one training each' if not several else 'ranges touch' if not apart else 'apart, better' if (mean - was) * _BETTER[figure] > 0 else 'apart, worse'
         return f'{FIGURES[figure]} {as_text(mean)} against {as_text(was)} ({verdict})'
     panels = PANELS.get(points[0]['study'], ('nme_median', 'retention'))
     return [f"{name}, against {first}: {'; '.join(said(figures, figure) for figure in panels)}" for name, figures in others]

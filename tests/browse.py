@@ -53,25 +53,32 @@ def look(browser, page, shots, folder):
         tab.close()
 
 
+def jupyter_lab(folder, root_dir, port):
+    "A command that starts JupyterLab on `root_dir`, and what it adds to the environment; its settings lie in `folder`"
+    for setting, value in (('notebook-extension/tracker', {'windowingMode': 'none'}),     # every cell is in the page, seen or not
+                           ('apputils-extension/notification', {'fetchNews': 'false'})):
+        path = folder/f'settings/@jupyterlab/{setting}.jupyterlab-settings'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value))
+    command = [Path(sys.executable).with_name('jupyter'), 'lab', '--no-browser', '--allow-root', f'--port={port}', '--ip=127.0.0.1',
+               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={root_dir}', '--LabApp.extension_manager=readonly',
+               '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    homes = {key: str(folder/key.lower()) for key in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
+    return command, homes | {'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings')}
+
 @contextmanager
 def lab(folder):
     "JupyterLab on a copy of the project, so that nothing it saves stays; its address"
     for part in ('nbs', 'facecontrol'): shutil.copytree(root/part, folder/part, symlinks=True, ignore=shutil.ignore_patterns('cache', '.ipynb_checkpoints', '__pycache__'))
     for part in ('settings.ini', 'README.md', '_quarto.yml'): shutil.copy(root/part, folder)
     if (root/'runs').exists(): (folder/'runs').symlink_to(root/'runs')
-    for setting, value in (('notebook-extension/tracker', {'windowingMode': 'none'}), ('apputils-extension/notification', {'fetchNews': 'false'})):
-        path = folder/f'lab/settings/@jupyterlab/{setting}.jupyterlab-settings'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value))
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    homes = {key: str(folder/'lab'/key.lower()) for key in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
-    env = os.environ | homes | dict(JUPYTERLAB_SETTINGS_DIR=str(folder/'lab/settings'), PYTHONPATH=str(folder), HF_HUB_OFFLINE='1')
+    command, homes = jupyter_lab(folder/'lab', folder, port)
+    env = os.environ | homes | dict(PYTHONPATH=str(folder), HF_HUB_OFFLINE='1')
     with open(folder/'lab.log', 'w') as log:
-        server = subprocess.Popen([Path(sys.executable).with_name('jupyter'), 'lab', '--no-browser', '--allow-root', f'--port={port}', '--ip=127.0.0.1',
-            '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={folder}', '--LabApp.extension_manager=readonly',
-            '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate'], cwd=folder, env=env, stdout=log, stderr=log)
+        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
         try:
             for _ in range(240):
                 try: urllib.request.urlopen(f'http://127.0.0.1:{port}/lab', timeout=5).close()

@@ -20,7 +20,7 @@ def test_notebook(path:Path)->bool: # did every cell of it pass?
                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         passed, said = done.returncode == 0 and 'Success.' in done.stdout, done.stdout
     except subprocess.TimeoutExpired as late:
-        passed, said = False, f'{late.stdout or ""}\nstill running after {limit} s'
+        passed, said = False, f'{(late.stdout or b"").decode(errors="replace")}\nstill running after {limit} s'
     print(f"{'passed' if passed else 'FAILED'}  {time.time() - start:4.0f} s  {path.relative_to(root)}", flush=True)
     if not passed: print(said, flush=True)
     return passed

@@ -1,6 +1,5 @@
 "A build that is killed and run again ends with the bytes of one that was not"
 import io, json, os, random, shutil, signal, subprocess, sys, time, warnings
-from functools import partial
 from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
@@ -82,7 +81,7 @@ build_here(Path.cwd(), slowly, workers=2)
 def slowly(images):
     time.sleep(.1)
     return caption(images)
-slowly.settings = 'caption'      # so that it may go on with the other's build
+slowly.settings = 'caption'      # so that the other may go on with its build
 
 def wait_for(there, process, seconds=60):
     "Wait until something is so, as long as a process lives"
@@ -102,12 +101,8 @@ def test_parallel_build_killed_taken_over_by_another_number_of_workers(clean, fo
     process.communicate()
     done = logged(folder)
     assert 2 <= done < 7
-    plain = partial(caption)
-    plain.settings = 'caption'
-    build_here(folder, plain)
-    ours, theirs = contents(folder/'out'), contents(clean[0]/'out')
-    shards = [name for name in theirs if name.suffix == '.parquet']
-    assert len(shards) == 7 and all(ours[name] == theirs[name] for name in shards)
+    build_here(folder)
+    assert contents(folder/'out') == contents(clean[0]/'out')
     assert pq.read_table(folder/'out/data').num_rows == 60
 
 
@@ -203,7 +198,7 @@ def test_every_kind_of_file_among_a_hundred_good_ones(tmp_path):
 
 
 def test_names_from_everywhere_come_back(tmp_path):
-    names = ['-rf', 'a b', 'mamá', '👵🏽', '顔', "50% [x]{y}*?'", 'x' * 240]
+    names = ['-rf', 'a b', 'mamá', '👵🏽', '顔', "50% [x]{y}*?'", 'x' * 251]      # with .png the longest that a disk takes
     source = tmp_path/'photos'
     source.mkdir()
     for seed, name in enumerate(names): (source/f'{name}.png').write_bytes(encode_png(draw_face(sample_face(seed), 32).image))

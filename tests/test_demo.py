@@ -1,11 +1,13 @@
 "The demo as a person uses it: Debian's Chromium, driven by playwright, on the page, in JupyterLab, and on a Space's folder"
 import http.client, json, os, shutil, socket, subprocess, sys, time
 from contextlib import contextmanager
+from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 from facecontrol.demo import write_space
 from facecontrol.faces import draw_face, sample_face
@@ -15,6 +17,7 @@ pytest.importorskip('gradio')
 playwright = pytest.importorskip('playwright.sync_api')
 chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 if not chromium: pytest.skip('no chromium on this machine: apt install chromium', allow_module_level=True)
+from browse import jupyter_lab
 
 root = Path(__file__).parents[1]
 quiet = os.environ | {'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', 'IN_TEST': '1', 'GRADIO_ANALYTICS_ENABLED': 'False', 'PYTHONPATH': str(root)}
@@ -204,16 +207,8 @@ def test_the_notebook_in_jupyterlab(visit, work):
     folder, port = work/'lab', free_port()
     (folder/'nbs').mkdir(parents=True)
     shutil.copy(root/'nbs/10_demo.ipynb', folder/'nbs')
-    for name, setting in (('notebook-extension/tracker', {'windowingMode': 'none'}),     # every cell is in the page, seen or not
-                          ('apputils-extension/notification', {'fetchNews': 'false'})):
-        path = folder/f'settings/@jupyterlab/{name}.jupyterlab-settings'
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(setting))
-    command = [Path(sys.executable).with_name('jupyter'), 'lab', '--no-browser', '--allow-root', f'--port={port}', '--ip=127.0.0.1',
-               '--IdentityProvider.token=', '--ServerApp.password=', f'--ServerApp.root_dir={folder}/nbs',
-               '--LabApp.extension_manager=readonly', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
-    env = quiet | {'JUPYTERLAB_SETTINGS_DIR': str(folder/'settings')} | {name: str(folder/name.lower()) for name in ('JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR')}
-    with running(command, f'http://127.0.0.1:{port}/lab', folder, env) as url:
+    command, homes = jupyter_lab(folder, folder/'nbs', port)
+    with running(command, f'http://127.0.0.1:{port}/lab', folder, quiet | homes) as url:
         page = visit(f'{url}/tree/10_demo.ipynb')
         page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
         page.get_by_role('menuitem', name='Run', exact=True).click()
@@ -242,8 +237,6 @@ def test_the_notebook_in_jupyterlab(visit, work):
 def test_the_space_starts_from_its_own_folder(visit, work):
     "With its own copy of the package; that its requirements install is tried once by hand, for it takes gigabytes"
     space, port = write_space(work/'space', work/'controlnet'), free_port()
-    from importlib.metadata import version
-    from packaging.requirements import Requirement
     wanted = [Requirement(line) for line in (space/'requirements.txt').read_text().split('\n') if line]
     assert all(r.specifier.contains(version(r.name), prereleases=True) for r in wanted) and {'gradio', 'torch', 'diffusers'} <= {r.name for r in wanted}
     env = {name: value for name, value in quiet.items() if name != 'PYTHONPATH'} | {'GRADIO_SERVER_PORT': str(port), 'GRADIO_TEMP_DIR': str(work/'tmp')}

@@ -17,4 +17,4 @@ def test_each_rung_needs_less_than_the_one_above(plain):
 
 def test_selective_checkpointing_recomputes_nothing_that_is_dear(plain):
     assert abs(count(LADDER['equal']._replace(frozen_bf16=True)).tflop / plain.tflop - 1) < .01
-    assert count(Rung('full', frozen_bf16=True)).tflop > 1.15 * plain.tflop
+    assert 1.15 < count(Rung('full', frozen_bf16=True)).tflop / plain.tflop < 1.35       # the page says a quarter more

@@ -95,7 +95,3 @@ def test_a_source_without_frames(kind, tmp_path):
     if kind == 'list': (source/'metadata.jsonl').write_text('\n')
     with pytest.raises(ValueError, match='source must hold frames') as said: frames(source)
     assert len(str(said.value).splitlines()) == 1
-
-def test_no_frames_at_all(tmp_path):
-    with pytest.raises(ValueError, match='frames must hold at least one frame, got none'): build([], None, None, tmp_path/'out')
-    assert not (tmp_path/'out').exists()

@@ -1,12 +1,13 @@
 "SPIGA through our windows gives the points and poses of SPIGA's own code"
+import importlib
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from facecontrol.detect import load_detector, load_finder, pick_square, square_around
+from facecontrol.detect import SCHEMES, load_detector, load_finder, pick_square, spiga_face, square_around
 from facecontrol.faces import draw_face, sample_face
 from facecontrol.landmarks import landmark_box
-from upstream_spiga import random_weights, upstream
+from upstream_spiga import random_weights, stood_in, upstream
 
 def cases():
     "Pictures and boxes: small, large, in the corner, half outside, wide, on the border of pixels (a side of 512 px), several in one"
@@ -20,7 +21,6 @@ def cases():
 @pytest.fixture(scope='module')
 def both(tmp_path_factory):
     "Ours and theirs on the same weights: landmarks `(n, 68, 2)` and poses `(n, 6)` of each"
-    torch.set_num_threads(torch.get_num_threads())
     weights = tmp_path_factory.mktemp('weights')/'spiga_300wpublic.pt'
     windows = np.stack([pick_square(image, square_around(box), 256) for image, box in cases()])
     random_weights(weights, pictures=windows)
@@ -45,8 +45,6 @@ def test_the_weights_look_at_the_picture(both):
 
 def test_windows_are_theirs_to_the_pixel():
     "Also where every sample lies on the border of two pixels"
-    import importlib
-    from upstream_spiga import stood_in
     with stood_in(): crop = importlib.import_module('spiga.data.loaders.transforms').TargetCrop((256, 256), 1.6)
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -55,6 +53,17 @@ def test_windows_are_theirs_to_the_pixel():
     for box in boxes:
         theirs = np.asarray(crop({'image': image, 'bbox': list(box)})['image'])
         assert np.array_equal(pick_square(image, square_around(box), 256), theirs), box
+
+@pytest.mark.parametrize('scheme', SCHEMES)
+def test_what_it_knows_beforehand_is_theirs(scheme):
+    "Parity holds for every scheme: they differ in nothing but their weights, their average face and its edges"
+    with stood_in():
+        theirs = importlib.import_module('spiga.inference.config').ModelConfig(scheme, load_model_url=False)
+        known = importlib.import_module('spiga.inference.pretreatment').AddModel3D(
+            theirs.dataset.ldm_ids, ftmap_size=theirs.ftmap_size, focal_ratio=theirs.focal_ratio, totensor=True)()
+    face, camera, groups = spiga_face(scheme)
+    assert np.allclose(face, known['model3d'], atol=1e-6) and np.allclose(camera, known['cam_matrix'], atol=1e-6)
+    assert groups == theirs.dataset.num_edges and len(face) == theirs.dataset.num_landmarks == 68
 
 def test_half_precision_leaves_the_points_where_they_were(both):
     "Roughly: rounding travels further through weights at random than through trained ones"

@@ -21,7 +21,7 @@ sys.addaudithook(hook)
 '''
 
 def kill_everywhere(
-    script:str, # it runs until its n-th touch of the disk, for every n
+    script:str, # what is run; killed at its n-th touch of the disk, for every n
     before, # before(folder): puts things as they were
     after, # after(folder): looks at what is left
     folder:Path,
@@ -64,8 +64,10 @@ def test_a_replaced_folder_is_the_old_or_the_new_one(tmp_path):
 
 
 def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path):
-    def after(here): assert (here/'report').read_text() in ('old', 'new')
+    seen = []
+    def after(here): seen.append((here/'report').read_text())
     kill_everywhere("write_file('report', 'new')", lambda here: write_file(here/'report', 'old'), after, tmp_path)
+    assert set(seen) == {'old', 'new'} and seen == sorted(seen, reverse=True)      # once it is new, it stays new
 
 
 def test_a_second_process_is_turned_away_until_the_first_is_dead(tmp_path):

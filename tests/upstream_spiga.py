@@ -35,13 +35,12 @@ def stood_in(
 
 def upstream(
     weights, # .pt file
-    scheme='300wpublic', # what it was trained on
     device='cpu', # or 'cuda'
 ):
     "`inference(bgr, boxes)` → its dict of lists 'landmarks' and 'headpose'; the boxes lie in one picture"
     weights = Path(weights)
     with stood_in(device):
-        config = importlib.import_module('spiga.inference.config').ModelConfig(scheme, load_model_url=False)
+        config = importlib.import_module('spiga.inference.config').ModelConfig('300wpublic', load_model_url=False)
         config.model_weights, config.model_weights_path = weights.name, str(weights.parent)
         framework = importlib.import_module('spiga.inference.framework').SPIGAFramework(config)
     def inference(bgr, boxes):
@@ -50,17 +49,16 @@ def upstream(
 
 def random_weights(
     file, # .pt
-    seed=0,
-    pictures=None, # `(n, 256, 256, 3)` uint8; by default noise
+    pictures, # `(n, 256, 256, 3)` uint8, to normalise on
 ):
     "Weights at random, but tame: normalised on a few pictures, heads in front of the camera, points that move when the picture does"
     from spiga.models.spiga import SPIGA
     from facecontrol.detect import spiga_face
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     network = SPIGA(num_landmarks=68, num_edges=13).train()
     norms = [m for m in network.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
     for norm in norms: norm.momentum = 1.
-    images = torch.rand(2, 3, 256, 256) if pictures is None else torch.from_numpy(pictures).flip(3).permute(0, 3, 1, 2) / 255
+    images = torch.from_numpy(pictures).flip(3).permute(0, 3, 1, 2) / 255
     face, camera = (torch.tensor(a, dtype=torch.float32).expand(len(images), -1, -1) for a in spiga_face()[:2])
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore')
