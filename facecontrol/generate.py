@@ -46,7 +46,7 @@ def memory_switches(
     if device == 'cpu' or sum(sizes.values()) + work <= free: return []
     return ['enable_model_cpu_offload' if max(sizes.values()) + work <= free else 'enable_sequential_cpu_offload']
 
-# %% ../nbs/08_generate.ipynb #a01b9134
+# %% ../nbs/08_generate.ipynb #0224b662
 def load_pipeline(
     base:str|Path='pocket', # 'pocket', 'sd15', 'sd21', …, a folder, or a Hub id
     controlnet:str|Path|ControlNetModel|None=None, # a folder, a Hub id, or one in memory; None: the base alone
@@ -59,7 +59,7 @@ def load_pipeline(
     dtype = dtype or (torch.float16 if device.startswith('cuda') else torch.float32)
     folder, parts = resolve_base(base), {} if safety_checker else dict(safety_checker=None, requires_safety_checker=False)
     try:
-        if isinstance(controlnet, (str, Path)): controlnet = ControlNetModel.from_pretrained(controlnet, dtype=dtype)
+        if isinstance(controlnet, (str, Path)): controlnet = ControlNetModel.from_pretrained(controlnet)
         if controlnet is not None: parts['controlnet'] = controlnet.to(dtype) if controlnet.dtype != dtype else controlnet
         pipeline = AutoPipelineForText2Image.from_pretrained(folder, dtype=dtype, use_safetensors=True, **parts)
     except OSError as error:
