@@ -388,7 +388,7 @@ def stop_reason(
         return f"no checkpoint since step {best['step']} follows better than its {best['nme_median']:.1%}"
     return ''
 
-# %% ../nbs/09_evaluate.ipynb #8fd17c7f
+# %% ../nbs/09_evaluate.ipynb #3b21e90c
 def draw_curves(
     points:Sequence[dict], # as in `choose`
     chosen:dict|None=None, # from `choose`
@@ -401,9 +401,12 @@ def draw_curves(
     "Error and retention over training, or over the conditioning scale"
     figure = Figure(figsize=(5.4, 4.2), dpi=100, layout='constrained')
     above, below = figure.subplots(2, sharex=True)
-    points = [p for p in points if (p.get('scale', 1) == 1 if over == 'step' else p['step'] == chosen['step'])]
-    _draw_curve(above, points, over, 'nme_median', 'C0')
-    _draw_curve(below, points, over, 'retention', 'C1')
+    scales = dict.fromkeys((1, chosen.get('scale', 1) if chosen else 1)) if over == 'step' else [None]
+    for scale, style in zip(scales, ('o-', 's--')):
+        shown = [p for p in points if (p['step'] == chosen['step'] if scale is None else p.get('scale', 1) == scale)]
+        _draw_curve(above, shown, over, 'nme_median', 'C0', style, scale)
+        _draw_curve(below, shown, over, 'retention', 'C1', style, scale)
+    if len(scales) > 1: above.legend(fontsize=8), below.legend(fontsize=8, loc='lower right')
     above.set(ylabel='median NME', ylim=0)
     below.set(ylabel='retention', ylim=0, xlabel=dict(step='step', scale='conditioning scale')[over] + (' (line: the chosen one)' if chosen else ''))
     for axis, level, name in ((above, floor, 'floor: the detector'), (above, ceiling, 'ceiling: no control'), (below, keep, 'to be kept')): _draw_level(axis, level, name)
@@ -412,16 +415,16 @@ def draw_curves(
     if converged and over == 'step': above.axvspan(*converged['interval'], color='C0', alpha=.15, lw=0)
     return figure
 
-# %% ../nbs/09_evaluate.ipynb #e607ef1a
+# %% ../nbs/09_evaluate.ipynb #42359d9e
 def _draw_level(axis, level, name): # a dashed line, if there is one
     if level is None or not np.isfinite(level): return
     axis.axhline(level, color='grey', lw=0.8, ls='--')
     axis.annotate(name, (0, level), (4, 2), xycoords=('axes fraction', 'data'), textcoords='offset points', fontsize=8, color='grey')
 
-def _draw_curve(axis, points, over, name, colour): # with its 95 % intervals, if it has them
+def _draw_curve(axis, points, over, name, colour, style, scale): # with its 95 % intervals, if it has them
     at = lambda p: p.get(over, 1) or 0
     points = sorted(points, key=at)
-    axis.plot([at(p) for p in points], [p[name] for p in points], 'o-', color=colour, ms=4)
+    axis.plot([at(p) for p in points], [p[name] for p in points], style, color=colour, ms=4, label=f'scale {scale or 1:g}')
     if all(f'{name}_interval' in p for p in points):
         axis.fill_between([at(p) for p in points], *np.array([p[f'{name}_interval'] for p in points], float).T, color=colour, alpha=.2, lw=0)
 

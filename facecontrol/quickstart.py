@@ -46,17 +46,18 @@ def stage(
     yield
     seconds[name] = round(time.time() - begun, 1)
 
-# %% ../nbs/11_quickstart.ipynb #de773984
+# %% ../nbs/11_quickstart.ipynb #29888cb7
 def follow_masks(
     base:str, # as `load_pipeline` takes it
     controlnet:str|Path, # a trained one
     rows:list, # from `held_out_rows`
     detect:Callable, # `detect(images)`
     seed:int=0, # of the first picture; the next has the next
+    scale:float=1, # of the conditioning
 )->list: # {'face', 'mask', 'prompt', 'image', 'uncontrolled', 'error', 'uncontrolled_error'}; errors are NMEs
     "Draw on every mask, with the ControlNet and without, and measure both"
     prompts, masks, seeds = [row['caption'] for row in rows], [row['mask'] for row in rows], range(seed, seed + len(rows))
-    controlled = generate(load_pipeline(base, controlnet), prompts, masks, seeds, progress=True)
+    controlled = generate(load_pipeline(base, controlnet), prompts, masks, seeds, controlnet_conditioning_scale=scale, progress=True)
     plain = generate(load_pipeline(base), prompts, seeds=seeds, progress=True)
     true, size = np.stack([row['landmarks'] for row in rows]), masks[0].width
     errors, plain_errors = (adherence(true, images, detect, size=size)['errors'] for images in (controlled, plain))
@@ -174,7 +175,7 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #14984668
+# %% ../nbs/11_quickstart.ipynb #abd004ff
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
@@ -193,11 +194,13 @@ def quickstart(
             build(frames(run/'frames'), Lazy(load_detector), Lazy(load_captioner), run/'dataset', source='drawn', workers=0 if best_device() != 'cpu' else min(2, os.cpu_count()))
         with stage('train a ControlNet', seconds):
             trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, lr_scheduler='cosine', seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
-        with stage('draw on held-out masks', seconds): results = follow_masks(base, run/'controlnet', held_out_rows(run/'dataset'), detect, seed)
-        with stage('measure both curves, choose', seconds): judged = evaluate_run(run/'controlnet', run/'dataset', base, n=24, probes=2, scales=(.75,), seed=seed)
+        rows = held_out_rows(run/'dataset')
+        judges = min(24, len(rows) // 3) # these choose; the others are drawn on afterwards, and are what counts
+        with stage('measure both curves, choose', seconds): chosen = evaluate_run(run/'controlnet', run/'dataset', base, n=max(2, judges), probes=2, scales=(1.5, 2), grid=True, seed=seed)['chosen']
+        with stage('draw on held-out masks', seconds): results = follow_masks(base, run/f"controlnet/checkpoint-{chosen['step']}/controlnet", rows, detect, seed, chosen['scale'])
         with stage('measure detector and captioner', seconds): detector, captions = measure_tools(detect, caption, range(seed + n_faces, seed + n_faces + 4 * n_probes))
         with stage('probe the base', seconds): known, probes = probe_base(base, caption, n_probes, seed + n_faces)
-        report = dict(adherence=summary(results), chosen={name: judged['chosen'][name] for name in ('step', 'scale', 'nme_median', 'retention', 'why')}, detector=detector, captions=captions, base=known,
+        report = dict(adherence=summary(results[judges:]), chosen={name: chosen[name] for name in ('step', 'scale', 'nme_median', 'retention', 'why')}, detector=detector, captions=captions, base=known,
                       train={name: trained[name] for name in ('steps', 'seconds', 'final_loss')}, seconds=seconds,
                       seconds_total=round(time.time() - begun, 1), settings=settings, **origin())
         write_report(run, report, results, probes)
