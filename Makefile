@@ -21,8 +21,8 @@ bench: .venv/ready      # speeds, with their peers beside them; control.py, the 
 	@for script in $(filter-out benchmarks/control.py, $(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 	$(BIN)/python benchmarks/build.py --kills 20
 
-pocket: .venv/ready     # train the pocket models again (hours); their pages keep the pictures
-	$(BIN)/jupyter execute --inplace --timeout=-1 nbs/pocket/*.ipynb
+pocket: .venv/ready     # train the pocket models again (hours), each after those it needs; their pages keep the pictures
+	FACECONTROL_POCKET=full $(BIN)/jupyter execute --inplace --timeout=-1 $(patsubst %,nbs/pocket/%.ipynb,detector vae clip unet blip)
 
 # SPIGA goes in alone: what it asks for includes a torchaudio that breaks torch.
 .venv/ready: settings.ini setup.py constraints.txt
