@@ -19,7 +19,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1]/'tests
 import script
 from facecontrol.detect import load_detector
 from facecontrol.faces import draw_faces, face_caption
-from facecontrol.landmarks import draw_mask, nme
+from facecontrol.evaluate import adherence
+from facecontrol.generate import generate
+from facecontrol.landmarks import draw_mask
 from facecontrol.loss import cache_latents, controlnet_loss, controlnet_pipeline, draw_batch, load_base, new_controlnet
 from facecontrol.memory import make_optimizer
 from facecontrol.pocket import path
@@ -36,30 +38,26 @@ class Recipe(NamedTuple):
     lr_warmup_steps:int=0
     random_flip:float=0.
     batches:tuple=((0, 32),) # (from which step, rows)
+    open_reader:bool|None=None # None: as the base's size has it, see `new_controlnet`
 
 RECIPES = dict(
     cubic=Recipe(), uniform=Recipe(timestep_sampling='uniform'), logit_normal=Recipe(timestep_sampling='logit_normal'),
     min_snr=Recipe(snr_gamma=5.), min_snr_uniform=Recipe(timestep_sampling='uniform', snr_gamma=5.), dropout=Recipe(proportion_empty_prompts=.5),
     lr_5e4=Recipe(5e-4), lr_1e3=Recipe(1e-3), lr_4e3=Recipe(4e-3), warm_up=Recipe(4e-3, lr_warmup_steps=100), ema=Recipe(ema_decay=.99), flips=Recipe(random_flip=.5),
-    batch_16=Recipe(batches=((0, 16),)), batch_64=Recipe(batches=((0, 64),)), batch_16_then_64=Recipe(batches=((0, 16), (200, 64))),
+    shut_reader=Recipe(open_reader=False), batch_16=Recipe(batches=((0, 16),)), batch_64=Recipe(batches=((0, 64),)), batch_16_then_64=Recipe(batches=((0, 16), (200, 64))),
     published=Recipe(1e-5, 'uniform', batches=((0, 4),)))
 
 def measure(base, controlnet, landmarks, prompts, detect): # median NME on held-out masks
-    size, found = base.unet.config.sample_size * 8, []
-    pipeline = controlnet_pipeline(base, controlnet)
-    for first in range(0, len(prompts), 16):
-        some = slice(first, first + 16)
-        images = pipeline(prompts[some], image=[draw_mask(points, size) for points in landmarks[some]], num_inference_steps=20,
-            generator=[torch.Generator().manual_seed(n) for n in range(first, first + len(prompts[some]))]).images
-        found += [np.inf if points is None else float(nme(points[None], true[None])[0]) for points, true in zip(detect(images), landmarks[some])]
-    return float(np.median(found))
+    size = base.unet.config.sample_size * 8
+    images = generate(controlnet_pipeline(base, controlnet), prompts, [draw_mask(points, size) for points in landmarks], batch_size=16)
+    return adherence(landmarks, images, detect)['nme_median']
 
 def follow(recipe, rows, held_out, detect, seed, steps, every): # [(step, seconds, error)]
     base = load_base('pocket')
-    begun, controlnet = time.perf_counter(), new_controlnet(base.unet, seed)
+    begun, controlnet = time.perf_counter(), new_controlnet(base.unet, seed, recipe.open_reader)
     size = base.unet.config.sample_size * 8
     cache = cache_latents(base, rows, size, flip=recipe.random_flip > 0)
-    mean = new_controlnet(base.unet, seed) if recipe.ema_decay else None
+    mean = new_controlnet(base.unet, seed, recipe.open_reader) if recipe.ema_decay else None
     for model in (controlnet, base.unet): model.to(memory_format=torch.channels_last)
     def draw(step):
         batch_size = max((first, rows) for first, rows in recipe.batches if first <= step)[1]

@@ -138,7 +138,7 @@ def train(
         stop = measured(stop_when_worse)
     main(context.args, stop=stop)
 
-# %% ../nbs/12_cli.ipynb #31687e74
+# %% ../nbs/12_cli.ipynb #c377073e
 @app.command()
 def generate(
     prompt:Annotated[str, Option(help='what to draw')],
@@ -151,6 +151,7 @@ def generate(
     base:Annotated[str, Option(help='pocket, sd15, sd21, a folder or a Hub id')]='pocket',
     seed:Annotated[int, Option(help='of the picture')]=0,
     steps:Annotated[int, Option(help='of the sampler')]=20,
+    scale:Annotated[float|None, Option('--controlnet_conditioning_scale', help='how loud the mask is; if not given, what `evaluate` chose for this run, with its checkpoint, or else 1')]=None,
 )->None:
     "Draw a face on a mask."
     given = [name for name, value in (('--image', image), ('--landmarks', landmarks), ('--mask', mask)) if value]
@@ -158,9 +159,10 @@ def generate(
     if out.suffix.lower() != '.png': raise ValueError(f'--out must end in .png, got {out}')
     from facecontrol import generate
     drawn = _mask(image, landmarks, landmarks_size, mask)
+    if scale is None: controlnet, scale = generate.chosen(controlnet)
     pipeline = generate.load_pipeline(base, controlnet)
-    picture, = generate.generate(pipeline, prompt, drawn, seed, steps)
-    generate.save_png(picture, out, prompt, seed, **generate.provenance(base, controlnet), steps=steps)
+    picture, = generate.generate(pipeline, prompt, drawn, seed, steps, controlnet_conditioning_scale=scale)
+    generate.save_png(picture, out, prompt, seed, **generate.provenance(base, controlnet), steps=steps, controlnet_conditioning_scale=scale)
     print(out)
 
 def _mask(image, landmarks, landmarks_size, mask): # from whichever is given; 512 px, the pipeline takes it to its own size

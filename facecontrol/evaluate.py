@@ -10,8 +10,8 @@ __all__ = ['CONCEPT_CLASSES', 'STYLE_CLASSES', 'PROBES', 'bootstrap', 'part_erro
            'probe_prompts', 'recognised', 'parts_of', 'painter', 'Exam', 'measure', 'detector_floor', 'Run', 'find_run',
            'evaluate_run', 'evaluation_page', 'stop_when_worse']
 
-# %% ../nbs/09_evaluate.ipynb #73de3c40
-import hashlib, html, io, json, re, time
+# %% ../nbs/09_evaluate.ipynb #8760a1a7
+import hashlib, html, io, json, os, re, time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -321,7 +321,7 @@ def pareto_front(
                            (q['nme_median'], q['retention']) != (p['nme_median'], p['retention']) for q in points)
     return sorted((p for p in points if not beaten(p)), key=lambda p: p['nme_median'])
 
-# %% ../nbs/09_evaluate.ipynb #5981b7e6
+# %% ../nbs/09_evaluate.ipynb #b850e8fd
 def choose(
     points:Sequence[dict], # one for each checkpoint, or checkpoint and scale: step, nme_median, retention, scale if there are several
     keep:float=0.9, # retention that it must have
@@ -337,8 +337,8 @@ def choose(
     lowest = min(p['nme_median'] for p in able)
     near = [p for p in able if p['nme_median'] <= lowest * (1 + slack)]
     best = min(near, key=lambda p: (p['step'] or 0, -p['retention']))
-    return best | {'why': f"{at(best)} is the earliest within {slack:.0%} of the lowest error, {lowest:.1%}, among {len(able)} of {len(points)} "
-                          f"that keep {keep:.0%} of what the base knew"}
+    place = f'is the earliest within {slack:.0%} of' if slack else 'has'
+    return best | {'why': f"{at(best)} {place} the lowest error, {lowest:.1%}, among {len(able)} of {len(points)} that keep {keep:.0%} of what the base knew"}
 
 # %% ../nbs/09_evaluate.ipynb #bca63aa0
 def _fall(steps, curve): # step of the fall, level before, level after
@@ -702,7 +702,7 @@ def _findings(exam, points, checkpoints, keep, slack): # everything that the poi
         groups=by_group(chosen['errors'], groups), worst_group=worst_group(chosen['errors'], groups),
         retention_blank=blank, retention_blank_interval=blank_interval, base=base, points=points)
 
-# %% ../nbs/09_evaluate.ipynb #34158f3a
+# %% ../nbs/09_evaluate.ipynb #38e819c5
 def _write(out, exam, report, controlnet): # the four files
     out.mkdir(parents=True, exist_ok=True)
     curves = draw_curves([report['base'], *report['points']], report['chosen'], report['floor'], report['ceiling'], report['keep'], report['converged'])
@@ -712,7 +712,8 @@ def _write(out, exam, report, controlnet): # the four files
     write_file(out/'curves.png', _plain_png(curves))
     write_json(out/'metrics.json', report)
     chosen = {name: report['chosen'][name] for name in ('step', 'scale', 'why', 'nme_median', 'nme_median_interval', 'retention', 'retention_interval')}
-    write_json(out/'chosen.json', chosen | dict(controlnet=str(controlnet), base=report['settings']['base']))
+    where = os.path.relpath(controlnet, out) if Path(controlnet).is_dir() else str(controlnet)   # the run may be moved
+    write_json(out/'chosen.json', chosen | dict(controlnet=where, base=report['settings']['base']))
     write_file(out/'report.html', evaluation_page(report, exam, controlnet, curves, *others))
 
 # %% ../nbs/09_evaluate.ipynb #d58c7282

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOVES', 'memory_switches', 'load_pipeline', 'picture_size', 'generate', 'sheet', 'Imitation', 'follow', 'best_of',
            'lay_over', 'beside', 'photo_landmarks', 'photo_mask', 'imitate', 'move', 'scale', 'Head', 'view', 'lift',
-           'pose', 'learn_directions', 'expression_directions', 'express', 'morph', 'response', 'provenance',
+           'pose', 'learn_directions', 'expression_directions', 'express', 'morph', 'response', 'chosen', 'provenance',
            'save_png', 'save_animation']
 
 # %% ../nbs/08_generate.ipynb #4bc9890b
@@ -125,7 +125,7 @@ def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a 
     if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
     return _with_notes(pipeline(prompts, **options), prompts)
 
-# %% ../nbs/08_generate.ipynb #672b63a9
+# %% ../nbs/08_generate.ipynb #e4a61fa3
 def generate(
     pipeline:DiffusionPipeline, # as `load_pipeline` gives it
     prompts:str|Sequence[str], # what to draw
@@ -145,7 +145,7 @@ def generate(
     size, images = size or picture_size(pipeline), []
     if guidance_scale is None: guidance_scale = 2. if is_small(pipeline.unet) else 7.5
     prompts, masks, seeds = _equally_many(pipeline, prompts, conditioning_images, seeds, size)
-    options = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size, width=size) | (dict(controlnet_conditioning_scale=controlnet_conditioning_scale) if masks else {})
+    options = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size, width=size) | (dict(controlnet_conditioning_scale=float(controlnet_conditioning_scale)) if masks else {})
     for n, start in enumerate(tqdm(starts := range(0, len(prompts), batch_size), 'generate', disable=not progress)):
         part, told = slice(start, start + batch_size), on_step and (lambda step: on_step(n * steps + step + 1, len(starts) * steps))
         images += _some(pipeline, prompts[part], masks[part], seeds[part], negative_prompt, told, options)
@@ -433,6 +433,17 @@ def response(
     wanted, got = (np.subtract(after, before, dtype=float) for before, after in (asked, found))
     if not wanted.any(): raise ValueError('asked must be two different faces, got the same points twice')
     return float((wanted * got).sum() / (wanted * wanted).sum())
+
+# %% ../nbs/08_generate.ipynb #a6005403
+def chosen(
+    controlnet:str|Path, # a training's output_dir, a ControlNet's folder or a Hub id
+)->tuple[str, float]: # what to load, and its conditioning scale
+    "What `evaluate` chose for a run; a ControlNet that it has not measured is taken as it is, at scale 1"
+    said = Path(controlnet)/'evaluation/chosen.json'
+    if not said.is_file(): return str(controlnet), 1.
+    choice = json.loads(said.read_text())
+    folder = (said.parent/choice['controlnet']).resolve()
+    return (str(folder), choice['scale']) if folder.is_dir() else (str(controlnet), 1.)
 
 # %% ../nbs/08_generate.ipynb #4c9dd407
 def provenance(

@@ -250,7 +250,7 @@ def _flop_counter(): # PyTorch's, taught the processor's fused attention, which 
     def backward(grad, query, key, value, *_, **__): return sdpa_backward_flop_count(grad, query, key, value)
     return FlopCounterMode(display=False, custom_mapping={fused: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward})
 
-# %% ../nbs/00_plan.ipynb #e18f93bb
+# %% ../nbs/00_plan.ipynb #cdb4d00e
 def count_step(
     base, # a name in `SHAPES`, or a folder
     resolution:int, # px
@@ -259,6 +259,7 @@ def count_step(
     trained_bf16:bool=False, # the ControlNet's own weights in bfloat16, too
 )->Counted:
     "Play a training step through without any numbers, and count"
+    if mixed_precision not in ('bf16', 'no'): raise ValueError(f"mixed_precision must be 'bf16' or 'no', got {mixed_precision!r}")
     return _count(base, resolution, mixed_precision == 'bf16', gradient_checkpointing, trained_bf16)
 
 @lru_cache

@@ -175,7 +175,7 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #abd004ff
+# %% ../nbs/11_quickstart.ipynb #0f7fac26
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
@@ -196,7 +196,7 @@ def quickstart(
             trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, lr_scheduler='cosine', seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
         rows = held_out_rows(run/'dataset')
         judges = min(24, len(rows) // 3) # these choose; the others are drawn on afterwards, and are what counts
-        with stage('measure both curves, choose', seconds): chosen = evaluate_run(run/'controlnet', run/'dataset', base, n=max(2, judges), probes=2, scales=(1.5, 2), grid=True, seed=seed)['chosen']
+        with stage('measure both curves, choose', seconds): chosen = evaluate_run(run/'controlnet', run/'dataset', base, n=max(2, judges), probes=2, scales=(2, 3), grid=True, slack=0, seed=seed)['chosen']
         with stage('draw on held-out masks', seconds): results = follow_masks(base, run/f"controlnet/checkpoint-{chosen['step']}/controlnet", rows, detect, seed, chosen['scale'])
         with stage('measure detector and captioner', seconds): detector, captions = measure_tools(detect, caption, range(seed + n_faces, seed + n_faces + 4 * n_probes))
         with stage('probe the base', seconds): known, probes = probe_base(base, caption, n_probes, seed + n_faces)

@@ -1,5 +1,5 @@
 "The commands, on faces that nobody here has drawn: a photo with points placed by hand, zipped in Microsoft's layout"
-import zipfile
+import json, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from facecontrol.cli import app
 from facecontrol.facesynthetics import encode_png, format_landmarks, parse_landmarks
 from facecontrol.landmarks import draw_mask
+from facecontrol.store import write_json
 
 here = Path(__file__).parent
 
@@ -50,6 +51,11 @@ def test_photos_become_a_controlnet_that_draws(work):
         shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--base', base, *source, '--steps', 1, '--out', work/'out.png')
         drawn.append(np.array(Image.open(work/'out.png')))
     assert drawn[0].shape == (64, 64, 3) and (drawn[0] == drawn[1]).all()
+    (work/'controlnet/evaluation').mkdir()
+    write_json(work/'controlnet/evaluation/chosen.json', dict(controlnet='..', scale=2.))   # as `evaluate` leaves it
+    for asked, used in ((), 2), (('--controlnet_conditioning_scale', '.5'), .5):
+        shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--base', base, *source, '--steps', 1, '--out', work/'out.png', *asked)
+        assert json.loads(Image.open(work/'out.png').text['settings'])['controlnet_conditioning_scale'] == used
 
 def test_train_hands_on_all_but_its_own_flag(monkeypatch):
     from facecontrol import evaluate, train

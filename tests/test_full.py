@@ -1,6 +1,7 @@
 "Stable Diffusion 2.1 at its true size, 512 px, batch 4: arithmetic and memory of a step, counted on tensors without contents"
 import pytest
 from facecontrol.memory import LADDER, Rung
+from facecontrol.plan import count_step
 from full import count
 
 @pytest.fixture(scope='module')
@@ -18,3 +19,7 @@ def test_each_rung_needs_less_than_the_one_above(plain):
 def test_selective_checkpointing_recomputes_nothing_that_is_dear(plain):
     assert abs(count(LADDER['equal']._replace(frozen_bf16=True)).tflop / plain.tflop - 1) < .01
     assert 1.15 < count(Rung('full', frozen_bf16=True)).tflop / plain.tflop < 1.35       # the page says a quarter more
+
+def test_the_plan_counts_what_the_trainer_keeps():
+    planned, kept = count_step('sd21', 512, 'bf16', gradient_checkpointing=True), count(LADDER['8gb'])
+    assert abs((planned.alive(4) + 2 * planned.trained) / 2**30 / kept.peak - 1) < .1       # Adam's two numbers, a byte each
