@@ -83,11 +83,11 @@ def survive(source, given, folder): # kill -9 between a build's first line on th
 
 if __name__ == '__main__': # processes are spawned
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--frames', type=int, default=512)
+    parser.add_argument('--frames', type=int, default=1024)
     parser.add_argument('--size', type=int, default=512)
     parser.add_argument('--detector', default='pocket')
     parser.add_argument('--captioner', default='pocket')
-    parser.add_argument('--workers', type=int, nargs='+', default=[1, os.cpu_count()])
+    parser.add_argument('--workers', type=int, nargs='+', default=[0, os.cpu_count()])
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--kills', type=int, default=0, help='kill and resume builds of 200 rows so often, in place of the race')
     given = parser.parse_args()

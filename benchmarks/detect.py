@@ -1,5 +1,5 @@
 "How good and how fast the pocket detector is: held-out drawn faces, pictures in, points out, all cores"
-import time
+import os, platform, time
 import numpy as np
 import torch
 from PIL import Image
@@ -19,4 +19,5 @@ if __name__ == '__main__': # `draw_faces` spawns
         seconds.append(time.perf_counter() - start)
     error = nme(np.stack([np.full((68, 2), np.nan) if points is None else points for points in found]), faces['visible'])
     print(f'mean NME (interocular) {error[np.isfinite(error)].mean():.2%}, over 8 %: {failure_rate(error, 0.08):.2%}, '
-          f'{len(images) / np.median(seconds):.0f} faces/s on {torch.get_num_threads()} threads')
+          f'{len(images) / np.median(seconds):.0f} faces/s on {torch.get_num_threads()} threads; '
+          f'{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}')

@@ -25,7 +25,7 @@ from facecontrol.landmarks import draw_mask
 from facecontrol.loss import cache_latents, controlnet_loss, draw_batch, frozen_models, load_base, new_controlnet
 from facecontrol.memory import LADDER, Rung, StepInBackward, checkpoint_blocks, make_optimizer
 from facecontrol.pocket import path
-from facecontrol.train import ahead, places, training_steps
+from facecontrol.train import ahead, compile_blocks, places, training_steps
 
 def machine():
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
@@ -62,9 +62,10 @@ def pocket(script_path, steps, batch, rounds):
             equal = script.ours(base, rows, start, theirs, 1e-3, size)
             fast = script.ours(base, rows, start, theirs, 1e-3, size, channels_last=True)
             loss, weight = script.apart(equal, theirs)
-            found.append([np.median(run.seconds) for run in (theirs, equal, fast)])
+            compiled = script.ours(base, rows, start, theirs, 1e-3, size, channels_last=True, compile=True)
+            found.append([np.median(run.seconds) for run in (theirs, equal, fast, compiled)])
             print(f'round {n + 1}: losses at most {loss:.1e} apart over {steps} steps, weights {weight:.1e}', flush=True)
-        names = 'the script' if script_path else 'its step, from public classes', 'ours, same order of additions', 'ours, channels last'
+        names = 'the script' if script_path else 'its step, from public classes', 'ours, same order of additions', 'ours, channels last', 'ours, channels last, compiled'
         medians = np.median(found, axis=0)
         print(f'pocket world, float32, batch {batch}, {size} px; medians of {rounds} rounds of {steps} steps')
         table(['', 's a step', 'of theirs'], *([name, f'{seconds:.3f}', f'{seconds / medians[0]:.2f}'] for name, seconds in zip(names, medians)))
@@ -102,8 +103,7 @@ def full_step(work, cache, rung, steps, compile=False, warm=10, batch=4):
     controlnet = new_controlnet(unet).to('cuda', torch.bfloat16 if rung.trained_bf16 else torch.float32, memory_format=torch.channels_last)
     unet.to('cuda', torch.bfloat16 if rung.frozen_bf16 else torch.float32, memory_format=torch.channels_last)
     for blocks in (controlnet, unet.up_blocks): checkpoint_blocks(blocks, rung.checkpointing)
-    if compile:
-        for block in (*controlnet.down_blocks, controlnet.mid_block, *unet.down_blocks, unet.mid_block, *unet.up_blocks): block.compile()
+    if compile: compile_blocks(controlnet, unet)
     def make(some): return make_optimizer(some, 1e-5, state_bits=rung.state_bits)
     optimizer = StepInBackward(controlnet.parameters(), make, 1.) if rung.in_backward else make(controlnet.parameters())
     batches = ahead(lambda step, part: draw_batch(cache, 0, step, batch, part, device='cuda'), places(range(warm + steps), batch))

@@ -35,7 +35,7 @@ def save_checkpoint(
         save_file(remembered, new/'optimizer.safetensors')
         (new/'history.json').write_text(json.dumps(history))
 
-# %% ../nbs/06_checkpoint.ipynb #f197a616
+# %% ../nbs/06_checkpoint.ipynb #5b6a3882
 def load_checkpoint(
     folder:str|Path, # as `save_checkpoint` wrote it
     controlnet:ControlNetModel, # weights are replaced
@@ -44,6 +44,7 @@ def load_checkpoint(
 )->dict: # the history; it has as many losses as steps were taken
     "Verify a checkpoint, then put it in place"
     verify(folder)
+    if mean and not (Path(folder)/'controlnet_ema').is_dir(): raise ValueError(f'{folder} must hold a mean of the weights to go on with, got none: it was trained without ema_decay')
     restore_optimizer(optimizer, controlnet.named_parameters(), load_file(Path(folder)/'optimizer.safetensors'))
     for model, name in ((controlnet, 'controlnet'), (mean, 'controlnet_ema')):
         if model: model.load_state_dict(ControlNetModel.from_pretrained(folder, subfolder=name, use_safetensors=True).state_dict())

@@ -138,35 +138,36 @@ def train(
         stop = measured(stop_when_worse)
     main(context.args, stop=stop)
 
-# %% ../nbs/12_cli.ipynb #c377073e
+# %% ../nbs/12_cli.ipynb #48402a23
 @app.command()
 def generate(
     prompt:Annotated[str, Option(help='what to draw')],
-    controlnet:Annotated[str, Option(help='a folder or a Hub id')],
+    controlnet:Annotated[str, Option(help="a training's output_dir, a ControlNet's folder or a Hub id")],
     out:Annotated[Path, Option(help='the picture, a .png')],
     image:Annotated[Path|None, Option(help='a photo whose expression to imitate')]=None,
     landmarks:Annotated[Path|None, Option(help='70 lines "x y", as FaceSynthetics has them')]=None,
     landmarks_size:Annotated[int, Option(help='side of the square picture that these points are from, in pixels')]=512,
     mask:Annotated[Path|None, Option(help='a picture of the mask')]=None,
+    detector:Annotated[str, Option(help='who finds the points of --image: pocket, or spiga for photos of people')]='pocket',
     base:Annotated[str, Option(help='pocket, sd15, sd21, a folder or a Hub id')]='pocket',
     seed:Annotated[int, Option(help='of the picture')]=0,
     steps:Annotated[int, Option(help='of the sampler')]=20,
-    scale:Annotated[float|None, Option('--controlnet_conditioning_scale', help='how loud the mask is; if not given, what `evaluate` chose for this run, with its checkpoint, or else 1')]=None,
+    scale:Annotated[float|None, Option('--controlnet_conditioning_scale', help='how loud the ControlNet is, 0 is silence; if not given, what `evaluate` chose for this run, with its checkpoint, or else 1')]=None,
 )->None:
     "Draw a face on a mask."
     given = [name for name, value in (('--image', image), ('--landmarks', landmarks), ('--mask', mask)) if value]
     if len(given) != 1: raise ValueError(f'generate takes exactly one of --image, --landmarks and --mask, got {" and ".join(given) or "none"}')
     if out.suffix.lower() != '.png': raise ValueError(f'--out must end in .png, got {out}')
     from facecontrol import generate
-    drawn = _mask(image, landmarks, landmarks_size, mask)
+    drawn = _mask(image, landmarks, landmarks_size, mask, detector)
     if scale is None: controlnet, scale = generate.chosen(controlnet)
     pipeline = generate.load_pipeline(base, controlnet)
     picture, = generate.generate(pipeline, prompt, drawn, seed, steps, controlnet_conditioning_scale=scale)
     generate.save_png(picture, out, prompt, seed, **generate.provenance(base, controlnet), steps=steps, controlnet_conditioning_scale=scale)
     print(out)
 
-def _mask(image, landmarks, landmarks_size, mask): # from whichever is given; 512 px, the pipeline takes it to its own size
-    from facecontrol.detect import load_detector
+def _mask(image, landmarks, landmarks_size, mask, detector): # from whichever is given; 512 px, the pipeline takes it to its own size
+    from facecontrol.detect import load_detector, load_finder
     from facecontrol.facesynthetics import decode_image, parse_landmarks
     from facecontrol.generate import photo_mask
     path = image or landmarks or mask
@@ -174,11 +175,11 @@ def _mask(image, landmarks, landmarks_size, mask): # from whichever is given; 51
     if mask: return decode_image(path.read_bytes(), str(path))
     if landmarks: return photo_mask(parse_landmarks(path.read_text(), str(path))[:68], (landmarks_size,) * 2, 512)
     photo = decode_image(path.read_bytes(), str(path))
-    points, = load_detector('pocket')([photo])
+    points, = load_detector(detector, find=load_finder() if detector == 'spiga' else None)([photo])   # SPIGA has to be told where to look
     if points is None: raise ValueError(f'no face was found in {path}; it should show one, large and upright')
     return photo_mask(points, photo.size, 512)
 
-# %% ../nbs/12_cli.ipynb #6001f870
+# %% ../nbs/12_cli.ipynb #fb45b74a
 @app.command()
 def evaluate(
     run:Annotated[str, Argument(help="a training's output_dir, a ControlNet's folder, or a Hub id")],
@@ -187,7 +188,7 @@ def evaluate(
     out:Annotated[Path|None, Option(help='folder; if not given, `evaluation` in the run')]=None,
     n:Annotated[int, Option(help='masks')]=64,
     probes:Annotated[int, Option(help='how often each concept and style is asked for')]=6,
-    scales:Annotated[list[float], Option(help='conditioning scale to try besides 1; give it several times')]=(.5, .75, 1.25),
+    scales:Annotated[list[float], Option(help='conditioning scale to try besides 1; give it several times')]=(.5, 2, 3),
     grid:Annotated[bool, Option('--grid', help='try the scales at every checkpoint, not only at the best')]=False,
     keep:Annotated[float, Option(help='share of what the base knew that must be kept')]=.9,
     seed:Annotated[int, Option(help='of the pictures')]=0,
@@ -202,7 +203,7 @@ def evaluate(
     print(f"{chosen['why']}\nmedian error {chosen['nme_median']:.1%} (interocular; floor {report['floor']:.1%}, without control {report['ceiling']:.1%}), "
           f"{chosen['retention']:.0%} of what the base knew is kept\nlook at {(out or find_run(run).out)/'report.html'}")
 
-# %% ../nbs/12_cli.ipynb #efe05680
+# %% ../nbs/12_cli.ipynb #5fed5db3
 @app.command()
 def publish(
     folder:Annotated[Path, Argument(help='a built dataset, or a trained ControlNet')],
@@ -221,7 +222,7 @@ def publish(
 
 @app.command()
 def demo(
-    controlnet:Annotated[str, Option(help='a folder or a Hub id')]='runs/quickstart/controlnet',
+    controlnet:Annotated[str, Option(help="a training's output_dir, a ControlNet's folder or a Hub id")]='runs/quickstart/controlnet',
     base:Annotated[str, Option(help='pocket, sd15, sd21, a folder or a Hub id')]='pocket',
     detector:Annotated[str, Option(help='pocket, or spiga for photos of people')]='pocket',
     steps:Annotated[int, Option(help='of the sampler')]=20,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'NO_FACE', 'LOG', 'Face', 'look', 'make_rows', 'write_shard', 'in_test', 'plan_shards', 'build_shard',
-           'Built', 'finish', 'build', 'to_image_folder']
+           'Built', 'finish', 'build', 'shards_of', 'to_image_folder']
 
 # %% ../nbs/06_dataset.ipynb #a9712aff
 import hashlib, io, json
@@ -402,14 +402,24 @@ def build(
         _check_bad(out, done.values(), len(ids), max_bad)
         return finish(out, header, [done[shard] for shard in plan])
 
-# %% ../nbs/06_dataset.ipynb #6aa1901f
+# %% ../nbs/06_dataset.ipynb #2c61aabe
+def shards_of(
+    dataset:str|Path, # folder with `data/*.parquet`, ours or published
+)->list: # of paths, in order; at least one
+    "A dataset's files"
+    found = sorted(Path(dataset).glob('data/*.parquet'))
+    if not found: raise ValueError(f'{dataset} must hold data/*.parquet, as build writes them, got none')
+    return found
+
+# %% ../nbs/06_dataset.ipynb #ddbb6c7f
 def to_image_folder(
     dataset:str|Path, # folder, written by `build`
     out:str|Path, # folder: new, empty, or written by us before
 )->Path: # `out`
     "Unpack a dataset into pictures and lists, as `load_dataset` and most trainers read them"
+    shards = shards_of(dataset)
     with staged(out) as folder:
-        for path in sorted(Path(dataset).glob('data/*.parquet')):
+        for path in shards:
             part = folder/path.name.partition('-')[0]
             part.mkdir(exist_ok=True)
             with open(part/'metadata.jsonl', 'a', encoding='utf-8') as lines:

@@ -88,13 +88,13 @@ def read_face(
     if len(faces) != 1: raise ValueError(f'the picture must show one face, large and upright, got {len(faces) or "none that was found"}')
     return frame(faces[0], size)
 
-# %% ../nbs/10_demo.ipynb #a28657f4
+# %% ../nbs/10_demo.ipynb #e96dcc15
 SLIDERS = dict(yaw=(-30, 30), pitch=(-15, 15), roll=(-25, 25), smile=(-1, 1), open=(0, 1), brows=(-1, 1), blink=(0, 1), pucker=(0, 1))   # lowest, highest
-MAX_SCALE = 3   # of the conditioning
+MAX_SCALE = 5   # of the conditioning
 
 def edit(
     landmarks:np.ndarray, # `(68, 2)` x, y in pixels
-    yaw:float=0., pitch:float=0., roll:float=0., # degrees to add, see `generate.pose`
+    yaw:float=0., pitch:float=0., roll:float=0., # degrees to add, see `generate.pose`; SLIDERS has the ranges
     smile:float=0., open:float=0., brows:float=0., blink:float=0., pucker:float=0., # amounts to add, see `generate.express`
 )->np.ndarray: # `(68, 2)`
     "What all sliders together make of a face"
@@ -114,12 +114,12 @@ _CAMERA = '''(async button => {
   for (const kind of ['input', 'change']) field.dispatchEvent(new Event(kind, {bubbles: true}));
 })(this)'''
 
-# %% ../nbs/10_demo.ipynb #9767d90e
+# %% ../nbs/10_demo.ipynb #55f0ffa6
 class Controls:
     "Sliders, fields, buttons and two pictures, in one box"
     def __init__(self,
         steps:int=20, # of the sampler: how long the bar is
-        scale:float=1., # conditioning scale to begin with
+        scale:float=1., # conditioning scale to begin with, 0 to MAX_SCALE
     ):
         slim, hidden = dict(layout=widgets.Layout(width='300px'), style=dict(description_width='70px')), widgets.Layout(display='none')
         self.sliders = {name: widgets.FloatSlider(min=low, max=high, step=(high - low) / 40, description=name, **slim) for name, (low, high) in SLIDERS.items()}
@@ -171,7 +171,7 @@ def _take_snapshot(panel, change)->None:
     if text.startswith('data:image/'): panel.take(base64.b64decode(text.partition(',')[2]))
     elif text: panel.said.value = escape(text)
 
-# %% ../nbs/10_demo.ipynb #a1a57042
+# %% ../nbs/10_demo.ipynb #a3d2355e
 def verdict(
     drawn:Imitation, # from `generate.follow`
 )->str: # one sentence
@@ -184,17 +184,18 @@ def _draw_picture(panel)->None:
     "Draw, detect again, and say how far off it is"
     def on_step(done, of): panel.bar.value = done
     panel.generate.disabled, panel.bar.value, panel.said.value = True, 0, 'Drawing …'
+    asked = dict(prompt=panel.prompt.value, controlnet_conditioning_scale=panel.scale.value)
     try:
-        panel.drawn, = follow(panel.pipeline, panel.prompt.value, panel.edited(), panel.detect, panel.seed.value, steps=panel.steps,
-                              controlnet_conditioning_scale=panel.scale.value, on_step=on_step)
+        panel.drawn, = follow(panel.pipeline, landmarks=panel.edited(), detect=panel.detect, seeds=panel.seed.value, steps=panel.steps, on_step=on_step, **asked)
+        panel.asked = asked
         panel.picture.value, panel.said.value = _png(lay_over(panel.drawn.image, panel.drawn.found)), escape(verdict(panel.drawn))
     except ValueError as error: panel.said.value = escape(str(error))
     finally: panel.generate.disabled, panel.save.disabled = False, panel.drawn is None
 
 def _keep(panel)->None:
     "Save the last picture with its metadata"
-    path = panel.out/f'{re.sub("[^a-z0-9]+", "-", panel.prompt.value.lower()).strip("-")[:40] or "picture"}-{panel.drawn.seed}.png'
-    save_png(panel.drawn.image, path, panel.prompt.value, panel.drawn.seed, **panel.made, steps=panel.steps, controlnet_conditioning_scale=panel.scale.value)
+    path = panel.out/f'{re.sub("[^a-z0-9]+", "-", panel.asked["prompt"].lower()).strip("-")[:40] or "picture"}-{panel.drawn.seed}.png'
+    save_png(panel.drawn.image, path, seed=panel.drawn.seed, **panel.made, steps=panel.steps, **panel.asked)
     panel.said.value = f'Saved as {escape(str(path))}'
 
 # %% ../nbs/10_demo.ipynb #79e1ce60
@@ -206,7 +207,7 @@ def _display(panel): # the controls; where there is no kernel, the still
     view = {'application/vnd.jupyter.widget-view+json': dict(version_major=2, version_minor=0, model_id=panel.box.model_id)}
     display(view | {'image/png': base64.b64encode(_png(panel.still())).decode(), 'text/plain': 'a panel of facecontrol'}, raw=True)
 
-# %% ../nbs/10_demo.ipynb #d65eaca3
+# %% ../nbs/10_demo.ipynb #02cf77aa
 class Panel(Controls):
     "Sliders for a face, its mask, and what is drawn on it"
     edited, show_mask, take, take_snapshot, draw, keep, still, _ipython_display_ = _edited, _show_mask, _take, _take_snapshot, _draw_picture, _keep, _still, _display
@@ -217,13 +218,13 @@ class Panel(Controls):
         detect:Callable, # `detect(images, boxes=None)`, see `detect.load_detector`
         find:Callable|None=None, # as in `find_faces`
         steps:int=20, # of the sampler
-        scale:float=1., # conditioning scale to begin with, see `generate.chosen`
+        scale:float=1., # conditioning scale to begin with, 0 to MAX_SCALE, see `generate.chosen`
         out:str|Path='generated', # where `Save` puts pictures
         **made, # what they say they were made with, see `generate.provenance`
     ):
         super().__init__(steps, scale)
         self.pipeline, self.detect, self.find, self.steps, self.out, self.made = pipeline, detect, find, steps, Path(out), made
-        self.landmarks, self.size, self.drawn = check_landmarks(landmarks), picture_size(pipeline), None
+        self.landmarks, self.size, self.drawn, self.asked = check_landmarks(landmarks), picture_size(pipeline), None, None
         for slider in self.sliders.values(): slider.observe(self.show_mask, 'value')
         self.upload.observe(lambda change: self.take(_uploaded(change['new'])), 'value')
         self.snapshot.observe(self.take_snapshot, 'value')
@@ -256,12 +257,13 @@ def _mask(landmarks, *amounts, size): # -> its picture
     try: return draw_mask(edit(landmarks, **dict(zip(SLIDERS, amounts))), size).resize((256, 256))
     except ValueError as error: raise gr.Error(str(error), print_exception=False) from None
 
-# %% ../nbs/10_demo.ipynb #064200e7
+# %% ../nbs/10_demo.ipynb #a36ac9c9
 def _draw(landmarks, prompt, seed, loudness, *amounts, pipeline, detect, steps, made, folder, progress): # -> path of the picture, with dots, what to say
     import gradio as gr
     if not prompt.strip(): raise gr.Error('prompt must say whom to draw, got nothing', print_exception=False)
+    loudness = float(np.clip(loudness, 0, MAX_SCALE))
     try: drawn, = follow(pipeline, prompt[:300], edit(landmarks, **dict(zip(SLIDERS, amounts))), detect, int(seed or 0) % 2**32, steps=steps,
-                         controlnet_conditioning_scale=float(np.clip(loudness, 0, MAX_SCALE)), on_step=lambda done, of: progress((done, of), 'drawing'))
+                         controlnet_conditioning_scale=loudness, on_step=lambda done, of: progress((done, of), 'drawing'))
     except ValueError as error: raise gr.Error(str(error), print_exception=False) from None
     path = _new_file(folder)
     save_png(drawn.image, path, prompt[:300], drawn.seed, **made, steps=steps, controlnet_conditioning_scale=loudness)
@@ -303,13 +305,13 @@ def _picture_column(gr, scale): # -> what goes in, the button, what comes out
         dotted = gr.Image(label='the points found in it', format='png', interactive=False, height=300, elem_id='dotted', buttons=[])
         return [prompt, seed, loudness], button, [picture, dotted, gr.Markdown(elem_id='error')]
 
-# %% ../nbs/10_demo.ipynb #73cd48b5
+# %% ../nbs/10_demo.ipynb #b470955d
 def build_page(
     pipeline:DiffusionPipeline, # with a ControlNet
     detect:Callable, # `detect(images, boxes=None)`, see `detect.load_detector`
     find:Callable|None=None, # as in `find_faces`
     steps:int=20, # of the sampler
-    scale:float=1., # conditioning scale to begin with
+    scale:float=1., # conditioning scale to begin with, 0 to MAX_SCALE
     **made, # what pictures say they were made with, see `generate.provenance`
 ): # `gradio.Blocks`
     "The page: upload or webcam, sliders, mask, picture"
@@ -353,17 +355,17 @@ class Guard:
         await send(dict(type='http.response.start', status=refused[0], headers=[(b'content-type', b'text/plain; charset=utf-8')]))
         await send(dict(type='http.response.body', body=refused[1].encode()))
 
-# %% ../nbs/10_demo.ipynb #2a854a40
+# %% ../nbs/10_demo.ipynb #c255827e
 LAUNCH = dict(share=False, max_file_size=MAX_BYTES, ssr_mode=False, enable_monitoring=False, footer_links=[],   # the same here and on a Space
     css='#picture img { min-width: 256px; min-height: 256px }')
 
 def load_page(
-    controlnet:str|Path='runs/quickstart/controlnet', # a folder or a Hub id
+    controlnet:str|Path='runs/quickstart/controlnet', # a training's output_dir, a ControlNet's folder or a Hub id
     base:str='pocket', # as `generate.load_pipeline` takes it
     detector:str='pocket', # or 'spiga', for photos of people
     steps:int=20, # of the sampler
     device:str|None=None, # 'cuda', 'mps' or 'cpu'; by default the fastest there is
-    scale:float|None=None, # conditioning scale to begin with; by default what `evaluate` chose, with its checkpoint
+    scale:float|None=None, # conditioning scale to begin with, 0 to MAX_SCALE; by default what `evaluate` chose, with its checkpoint
 ): # `gradio.Blocks`
     "The page with everything loaded"
     if scale is None: controlnet, scale = chosen(controlnet)
@@ -371,9 +373,9 @@ def load_page(
     find = load_finder() if detector == 'spiga' else None
     return build_page(pipeline, load_detector(detector, device=device), find, steps, scale, **provenance(base, controlnet))
 
-# %% ../nbs/10_demo.ipynb #c5f93fcf
+# %% ../nbs/10_demo.ipynb #9a28a835
 def serve(
-    controlnet:str|Path='runs/quickstart/controlnet', # a folder or a Hub id
+    controlnet:str|Path='runs/quickstart/controlnet', # a training's output_dir, a ControlNet's folder or a Hub id
     base:str='pocket', # as `generate.load_pipeline` takes it
     detector:str='pocket', # or 'spiga', for photos of people
     steps:int=20, # of the sampler
@@ -447,10 +449,10 @@ def _check_space(controlnet, title, base, detector): # parameters of `write_spac
     try: version('gradio')
     except PackageNotFoundError: raise ValueError("a Space names the version of gradio it was made with: pip install 'facecontrol[demo]'") from None
 
-# %% ../nbs/10_demo.ipynb #e39e5793
+# %% ../nbs/10_demo.ipynb #6d06e49a
 def write_space(
     out:str|Path, # folder: new, empty, or written by this function before
-    controlnet:str|Path, # a folder, which is copied, or a Hub id
+    controlnet:str|Path, # a training's output_dir or a ControlNet's folder, of which the weights are copied, or a Hub id
     title:str='Make a face', # of the Space
     base:str='pocket', # as `generate.load_pipeline` takes it
     detector:str='pocket', # or 'spiga'

@@ -246,14 +246,14 @@ def concept_accuracy(
     right, labels = np.array(recognise(images, classes, similarity)) == np.array(labels), np.array(labels)
     return dict(overall=float(right.mean()), each={label: float(right[labels == label].mean()) for label in dict.fromkeys(labels.tolist())}, right=right, n=len(right))
 
-# %% ../nbs/09_evaluate.ipynb #183e7c69
+# %% ../nbs/09_evaluate.ipynb #4f3144ae
 def kept_share(
     right:np.ndarray, # `(n,)` bool: recognised, drawn with the ControlNet
     base_right:np.ndarray, # `(n,)` bool: recognised, drawn by the base alone
     draws:int=1000, # how often to resample
     seed:int=0, # of the resampling
-)->tuple: # ratio, (low, high): its 95 % interval; NaN if the base is never recognised
-    "Which share of what was recognised still is?"
+)->tuple: # ratio of the two counts, (low, high): its 95 % interval; NaN if the base is never recognised
+    "How many are recognised, for each one that was?"
     pairs = np.stack([right, base_right]).astype(float)
     picks = np.random.default_rng(seed).integers(0, pairs.shape[1], (draws, pairs.shape[1]))
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -262,7 +262,7 @@ def kept_share(
     low, high = np.quantile(ratios, [.025, .975], method='nearest') if len(ratios) else (np.nan, np.nan)
     return float(ratio) if base_right.any() else np.nan, (float(low), float(high))
 
-# %% ../nbs/09_evaluate.ipynb #b61eafef
+# %% ../nbs/09_evaluate.ipynb #4fcc18a6
 def retention(
     images:Sequence[Image.Image], # n pictures, drawn with the ControlNet
     base_images:Sequence[Image.Image], # n pictures by the base alone, same prompts and seeds
@@ -270,7 +270,7 @@ def retention(
     classes:dict, # {label: sentences}
     similarity:Callable, # from `load_clip`
 )->dict: # overall and its interval; each {label: ratio}; recognised, base_recognised: shares; n
-    "Which share of what the base can draw is still there?"
+    "How much is recognised, against what the base alone draws recognisably?"
     ours, base = (concept_accuracy(pictures, labels, classes, similarity) for pictures in (images, base_images))
     overall, interval = kept_share(ours['right'], base['right'])
     each = {label: ours['each'][label] / share if share else np.nan for label, share in base['each'].items()}
@@ -388,7 +388,7 @@ def stop_reason(
         return f"no checkpoint since step {best['step']} follows better than its {best['nme_median']:.1%}"
     return ''
 
-# %% ../nbs/09_evaluate.ipynb #3b21e90c
+# %% ../nbs/09_evaluate.ipynb #04c0c832
 def draw_curves(
     points:Sequence[dict], # as in `choose`
     chosen:dict|None=None, # from `choose`
@@ -407,9 +407,10 @@ def draw_curves(
         _draw_curve(above, shown, over, 'nme_median', 'C0', style, scale)
         _draw_curve(below, shown, over, 'retention', 'C1', style, scale)
     if len(scales) > 1: above.legend(fontsize=8), below.legend(fontsize=8, loc='lower right')
-    above.set(ylabel='median NME', ylim=0)
-    below.set(ylabel='retention', ylim=0, xlabel=dict(step='step', scale='conditioning scale')[over] + (' (line: the chosen one)' if chosen else ''))
+    above.set(ylabel='median NME')
+    below.set(ylabel='retention', xlabel=dict(step='step', scale='conditioning scale')[over] + (' (line: the chosen one)' if chosen else ''))
     for axis, level, name in ((above, floor, 'floor: the detector'), (above, ceiling, 'ceiling: no control'), (below, keep, 'to be kept')): _draw_level(axis, level, name)
+    for axis in (above, below): axis.set_ylim(0, 1.08 * axis.get_ylim()[1])   # room for all that was drawn, levels included
     if chosen:
         for axis in (above, below): axis.axvline(chosen.get(over, 1) or 0, color='0.3', lw=1)
     if converged and over == 'step': above.axvspan(*converged['interval'], color='C0', alpha=.15, lw=0)
@@ -428,7 +429,7 @@ def _draw_curve(axis, points, over, name, colour, style, scale): # with its 95 %
     if all(f'{name}_interval' in p for p in points):
         axis.fill_between([at(p) for p in points], *np.array([p[f'{name}_interval'] for p in points], float).T, color=colour, alpha=.2, lw=0)
 
-# %% ../nbs/09_evaluate.ipynb #29562d65
+# %% ../nbs/09_evaluate.ipynb #0d3153c2
 def draw_choice(
     points:Sequence[dict], # as in `choose`
     chosen:dict|None=None, # from `choose`
@@ -442,7 +443,12 @@ def draw_choice(
         axis.plot([p['nme_median'] for p in some], [p['retention'] for p in some], mark, ms=5, alpha=.7, label=f'scale {scale:g}')
     front = pareto_front([p for p in points if np.isfinite(p['nme_median'])])
     axis.plot([p['nme_median'] for p in front], [p['retention'] for p in front], color='0.5', lw=.8, zorder=0)
-    for p in points: axis.annotate(p['step'] or '', (p['nme_median'], p['retention']), (3, 3), textcoords='offset points', fontsize=7)
+    across, up = (np.ptp([p[name] for p in points if np.isfinite(p[name])] or [0]) for name in ('nme_median', 'retention'))
+    named = []   # a label is left out where it would lie on another
+    for p in ([chosen] if chosen else []) + front + list(points):
+        if any(abs(p['nme_median'] - q['nme_median']) <= .1 * across and abs(p['retention'] - q['retention']) <= .06 * up for q in named): continue
+        named.append(p)
+        axis.annotate(p['step'] or '', (p['nme_median'], p['retention']), (8, 3), textcoords='offset points', fontsize=7)
     if chosen: axis.plot(chosen['nme_median'], chosen['retention'], 'o', ms=13, mfc='none', mec='0.2')
     axis.axhline(keep, color='grey', lw=0.8, ls='--')
     axis.set(xlabel='median NME', ylabel='retention')
@@ -663,14 +669,14 @@ def _points(exam, checkpoints, scales, grid, keep, slack): # every checkpoint at
     where = checkpoints if grid else [choose(points, keep, slack)['step']]
     return points + [measure(exam, checkpoints[step], step, float(scale)) for step in where for scale in scales if scale != 1]
 
-# %% ../nbs/09_evaluate.ipynb #e2d7ab19
+# %% ../nbs/09_evaluate.ipynb #29b52114
 def evaluate_run(
     run:str|Path, # a training's output_dir, a ControlNet's folder, or a Hub id such as 'multimodalart/uncannyfaces_25K'
     dataset:str|Path|None=None, # built folder with held-out rows; None: the run's own, or else faces drawn for the occasion
     base:str|None=None, # as `load_pipeline` takes it; None: what the run or its card says
     out:str|Path|None=None, # folder; None: `evaluation` in the run
     n:int=64, probes:int=6, # masks; how often each concept and style is asked for
-    scales:Sequence[float]=(.5, .75, 1.25), # conditioning scales to try besides 1
+    scales:Sequence[float]=(.5, 2, 3), # conditioning scales to try besides 1
     grid:bool=False, # try them at every checkpoint, not only at the one chosen at scale 1
     keep:float=.9, slack:float=.05, # retention that is wanted; as in `choose`
     seed:int=0, steps:int=20, # of the pictures; of the sampler
@@ -680,6 +686,7 @@ def evaluate_run(
 )->dict: # what metrics.json says
     "Both curves of a run, the choice, and a report of it"
     settings = {name: value if isinstance(value, (int, float, bool)) else str(value) for name, value in locals().items() if name not in ('detect', 'similarity')}
+    if min(n, probes, steps) < 1: raise ValueError(f'n, probes and steps must be at least 1, got {n}, {probes} and {steps}')
     found, begun = _resolved(run, dataset, base, out), time.time()
     rows = held_out_rows(found.dataset, n) if found.dataset else drawn_rows(n, picture_size(load_pipeline(found.base)))
     with lock(found.out), _bar(found.checkpoints, len(rows), probes, scales, grid) as bar:

@@ -8,7 +8,7 @@ __all__ = ['MEAN_HEAD', 'JAW', 'BROWS', 'NOSE', 'EYES', 'MOUTH', 'IDENTITY', 'EX
            'STYLE_WORDS', 'head_points', 'rotation', 'project', 'Face', 'sample_face', 'visible_landmarks', 'paint',
            'face_caption', 'caption_attributes', 'Drawing', 'draw_face', 'draw_faces', 'training_faces']
 
-# %% ../nbs/02_faces.ipynb #97fecd4b
+# %% ../nbs/02_faces.ipynb #3f5d687b
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +21,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
+
+from .store import staged_file
 
 # %% ../nbs/02_faces.ipynb #c9634865
 # One half of the mean head (the picture's left), in head units: x right, y down, z towards the viewer;
@@ -1154,7 +1156,7 @@ def draw_faces(
             drawn = list(pool.map(_draw_some, parts, *([same] * len(parts) for same in (size, concept, style))))
     return dict(zip(_ARRAYS, map(np.concatenate, zip(*drawn)))) | dict(faces=faces)
 
-# %% ../nbs/02_faces.ipynb #62e1510a
+# %% ../nbs/02_faces.ipynb #c1794db4
 def training_faces(
     n:int, # how many, from `POCKET_SEEDS` on; at least one
     folder:str|Path, # where they are kept; made if it is not there
@@ -1168,6 +1170,5 @@ def training_faces(
             return drawn | dict(faces=[sample_face(seed, 'any', 'any') for seed in seeds])
     drawn = draw_faces(seeds, concept='any', style='any')
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(new := file.with_suffix('.new.npz'), **{name: drawn[name] for name in _ARRAYS})
-    os.replace(new, file)
+    with staged_file(file) as new, open(new, 'wb') as open_file: np.savez(open_file, **{name: drawn[name] for name in _ARRAYS})
     return drawn

@@ -25,11 +25,12 @@ from tqdm import tqdm
 from .faces import CLASSES, POCKET_SEEDS, Drawing, draw_faces, face_caption
 from .store import staged
 
-# %% ../nbs/03_facesynthetics.ipynb #2c9a0046
+# %% ../nbs/03_facesynthetics.ipynb #8cee7e82
 def encode_png(
     image:Image.Image, # RGB, or 'L' for classes
 )->bytes: # a PNG file
     "A picture as PNG: no pixel lost, and the same bytes every time"
+    if image.mode not in ('RGB', 'L'): raise ValueError(f"image must be RGB or 'L', got {image.mode!r}")
     pixels = np.asarray(image)
     return cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.ndim == 3 else pixels)[1].tobytes()
 
@@ -141,12 +142,13 @@ def decode_seg(
     if unknown: raise ValueError(f'{name} must hold classes 0 to 18 or 255, got {unknown[0]}')
     return picture
 
-# %% ../nbs/03_facesynthetics.ipynb #9370f6fa
+# %% ../nbs/03_facesynthetics.ipynb #0d9b9959
 def parse_landmarks(
     text:str, # a `_ldmks.txt` file
     name:str='landmarks', # what to call it in an error
 )->np.ndarray: # `(70, 2)` float32 x, y in pixels
     "The points in a landmark file"
+    if not isinstance(text, str): raise ValueError(f'{name} must be text, 70 lines "x y", got {type(text).__name__}')
     lines = text.splitlines()
     if len(lines) != 70: raise ValueError(f'{name} must have 70 lines "x y", got {len(lines)}')
     points = np.empty((70, 2), np.float32)
@@ -308,14 +310,15 @@ class _Files(Sequence):
         image, seg, text = (self.archives.read(*self.members[id][s]) if s in self.needed else None for s in ('.png', '_seg.png', '_ldmks.txt'))
         return Frame(id, image, seg, None if text is None else text.decode('utf-8', 'replace'))
 
-# %% ../nbs/03_facesynthetics.ipynb #bee7f6e1
+# %% ../nbs/03_facesynthetics.ipynb #6e1b8d8d
 class _Groups:
     "Parquet files, a group of rows at a time"
     def __init__(self, fs, paths):
         self.fs, self.groups, self.starts, self.latest, self.turn = fs, [], [0], None, Lock()
         for path in paths:
             with fs.open(path) as file: table = pq.ParquetFile(file)
-            if 'image' not in table.schema_arrow.names: raise ValueError(f'{path} must have a column image, got {", ".join(table.schema_arrow.names)}')
+            columns = [part.name for column in table.schema_arrow for part in column.flatten()]
+            if 'image.bytes' not in columns: raise ValueError(f'{path} must have a column image with bytes in it, got {", ".join(columns)}')
             for group in range(table.num_row_groups):
                 self.groups.append((path, group))
                 self.starts.append(self.starts[-1] + table.metadata.row_group(group).num_rows)
@@ -352,10 +355,12 @@ class _Rows(Sequence):
 # %% ../nbs/03_facesynthetics.ipynb #ff44d23f
 _CAPTIONS = ('image_caption', 'text', 'caption', 'prompt')
 
-# %% ../nbs/03_facesynthetics.ipynb #4804d644
+# %% ../nbs/03_facesynthetics.ipynb #09e68fb7
 def _listed(fs, path):
     "The rows of a `metadata.jsonl`, its files' names made whole, each with the place where it stands"
-    with fs.open(path) as file: lines = file.read().decode('utf-8').splitlines()
+    with fs.open(path) as file: data = file.read()
+    try: lines = data.decode('utf-8-sig').split('\n')
+    except UnicodeDecodeError as error: raise ValueError(f'{path} must be UTF-8, got {data[error.start:error.end]!r} at byte {error.start}') from None
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: row = json.loads(line)

@@ -34,12 +34,12 @@ from .pocket import best_device, is_small, resolve_base
 from .report import ai_generated
 from .store import sha256
 
-# %% ../nbs/08_generate.ipynb #fd343209
+# %% ../nbs/08_generate.ipynb #420abab0
 def memory_switches(
     sizes:dict, # {part of a pipeline: GiB of its weights}
     device:str, # 'cuda', 'mps' or 'cpu'
     free:float, # GiB the device has left
-    work:float=2., # GiB for what is computed on the way
+    work:float=2., # GiB for what is computed on the way, a rule of thumb
 )->list[str]: # methods of a pipeline to call, perhaps none
     "What has to be switched on so that a pipeline fits"
     if device == 'mps': return ['enable_attention_slicing']
@@ -125,17 +125,17 @@ def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a 
     if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
     return _with_notes(pipeline(prompts, **options), prompts)
 
-# %% ../nbs/08_generate.ipynb #e4a61fa3
+# %% ../nbs/08_generate.ipynb #6a2fa709
 def generate(
     pipeline:DiffusionPipeline, # as `load_pipeline` gives it
     prompts:str|Sequence[str], # what to draw
     conditioning_images:Image.Image|Sequence[Image.Image]|None=None, # masks, if the pipeline has a ControlNet
     seeds:int|Sequence[int]|None=None, # one for each picture; by default 0, 1, 2, …
     steps:int=20, # of the sampler
-    guidance_scale:float|None=None, # how much the prompt counts; 1 is not at all beyond what was learned; by default 2 for a small base, 7.5 for a large one
+    guidance_scale:float|None=None, # how far the prompt's effect is exaggerated, 1: not at all; by default 2 for a small base, 7.5 for a large one
     negative_prompt:str='', # what not to draw
     controlnet_conditioning_scale:float=1., # how loud the ControlNet whispers; 0 is silence
-    size:int|None=None, # px; by default the base's own
+    size:int|None=None, # px, divisible by 8; by default the base's own
     batch_size:int=8, # pictures drawn at a time
     progress:bool=False, # show a bar
     on_step:Callable|None=None, # `on_step(done, of)`, called after each step
@@ -434,16 +434,18 @@ def response(
     if not wanted.any(): raise ValueError('asked must be two different faces, got the same points twice')
     return float((wanted * got).sum() / (wanted * wanted).sum())
 
-# %% ../nbs/08_generate.ipynb #a6005403
+# %% ../nbs/08_generate.ipynb #6b2cd9b9
 def chosen(
     controlnet:str|Path, # a training's output_dir, a ControlNet's folder or a Hub id
-)->tuple[str, float]: # what to load, and its conditioning scale
+)->tuple[str, float]: # what to load, for `load_pipeline`, and its conditioning scale
     "What `evaluate` chose for a run; a ControlNet that it has not measured is taken as it is, at scale 1"
-    said = Path(controlnet)/'evaluation/chosen.json'
-    if not said.is_file(): return str(controlnet), 1.
-    choice = json.loads(said.read_text())
-    folder = (said.parent/choice['controlnet']).resolve()
-    return (str(folder), choice['scale']) if folder.is_dir() else (str(controlnet), 1.)
+    note = Path(controlnet)/'evaluation/chosen.json'
+    if not note.is_file(): return str(controlnet), 1.
+    choice = json.loads(note.read_text(encoding='utf-8'))
+    folder = (note.parent/choice['controlnet']).resolve()
+    if folder.is_dir(): return str(folder), choice['scale']
+    warnings.warn(f'{note} chose {choice["controlnet"]}, which is not there: {controlnet} is taken as it is, at scale 1')
+    return str(controlnet), 1.
 
 # %% ../nbs/08_generate.ipynb #4c9dd407
 def provenance(
@@ -478,24 +480,28 @@ def save_png(
     text = {'prompt': prompt, 'seed': seed, 'settings': json.dumps(settings), 'XML:com.adobe.xmp': _XMP}
     image.save(path, pnginfo=ai_generated(**text))
 
-# %% ../nbs/08_generate.ipynb #412025c6
+# %% ../nbs/08_generate.ipynb #1f095466
 def save_animation(
     images:Sequence[Image.Image], # frames, all of one size
     path:str|Path, # ends in .gif or .mp4
     prompt:str, # they were drawn from
     seed:int, # they were drawn from
-    frames_per_second:float=8.,
+    frames_per_second:float=8., # above 0
     **settings, # as in `save_png`
 )->None:
-    "Save a sequence that says it is AI-generated, and from what"
+    "Save a sequence that says it is AI-generated; a .gif also says from what"
     path = Path(path)
     if path.suffix.lower() not in ('.gif', '.mp4'): raise ValueError(f'path must end in .gif or .mp4, got {path}')
+    if not frames_per_second > 0: raise ValueError(f'frames_per_second must be above 0, got {frames_per_second}')
+    sizes = {image.size for image in images}
+    if len(sizes) != 1: raise ValueError(f'images must be frames of one size, got {sorted(sizes) or "none"}')
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *rest = images
     if path.suffix.lower() == '.gif':
         note = json.dumps(dict(Source='AI-generated', DigitalSourceType='trainedAlgorithmicMedia', prompt=prompt, seed=seed, settings=settings))
         return first.save(path, save_all=True, append_images=rest, duration=round(1000 / frames_per_second), loop=0, comment=note.encode())
     film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), frames_per_second, first.size)
+    if not film.isOpened(): raise ValueError(f'path must be a file that a film of {first.width} x {first.height} px can be written to, got {path}')
     for image in images: film.write(np.asarray(image.convert('RGB'))[..., ::-1])
     film.release()
     with open(path, 'ab') as file: file.write((24 + len(_XMP.encode())).to_bytes(4, 'big') + b'uuid' + _XMP_BOX.bytes + _XMP.encode())

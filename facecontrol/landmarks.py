@@ -77,16 +77,17 @@ def landmark_box(
     low, high = np.min(landmarks, axis=0) - margin, np.max(landmarks, axis=0) + margin
     return (*low.tolist(), *(high - low).tolist())
 
-# %% ../nbs/01_landmarks.ipynb #3f11ffb6
+# %% ../nbs/01_landmarks.ipynb #9cb6cda7
 _FLIP = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
          45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40,
          *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67, 66, 65]
 
 def flip_landmarks(
-    landmarks:np.ndarray, # `(..., 68, 2)` x, y in pixels
+    landmarks:np.ndarray, # `(..., 68, 2)` x, y in pixels; a third coordinate stays as it is
     width:int, # of the picture, pixels
 )->np.ndarray: # same shape
     "The landmarks of the mirrored picture: x reversed, left and right points exchanged"
+    if np.shape(landmarks)[-2:-1] != (68,): raise ValueError(f'landmarks must be (..., 68, 2), got {np.shape(landmarks)}')
     flipped = np.array(landmarks)[..., _FLIP, :]
     flipped[..., 0] = width - 1 - flipped[..., 0]
     return flipped

@@ -187,13 +187,13 @@ def controlnet_loss(
     squares = F.mse_loss(model_pred.float(), target.float(), reduction='none').mean(dim=(1, 2, 3))
     return (squares * snr_weights(scheduler, timesteps, snr_gamma)).mean()
 
-# %% ../nbs/05_loss.ipynb #71a0dbef
+# %% ../nbs/05_loss.ipynb #7c592b4d
 def snr_weights(
     scheduler:DDPMScheduler, # of the base
     timesteps:torch.Tensor, # `(b,)`
     snr_gamma:float, # usually 5
 )->torch.Tensor: # `(b,)` weights for the squared error
-    "Min-SNR: no timestep counts for more than its noise is worth"
+    "Min-SNR: a mistake in the picture counts `min(SNR, snr_gamma)` times, whatever the UNet answers with"
     signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = signal / (1 - signal)
     return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == 'epsilon' else snr + 1)
@@ -232,11 +232,17 @@ def shard(
         with staged(out) as new: save_file({key: tensor.contiguous() for key, tensor in make().items()}, new/'shard.safetensors')
     return name, load_file(out/'shard.safetensors')
 
-# %% ../nbs/05_loss.ipynb #b52df0a9
+# %% ../nbs/05_loss.ipynb #eaa31ea9
 def _undecoded(rows, column): # for each row a picture, or {'bytes', 'path'} of one
     if not isinstance(rows, Dataset): return [row[column] for row in rows]
     if isinstance(rows.features[column], ImageFeature): rows = rows.cast_column(column, ImageFeature(decode=False))
     return rows[column]
+
+def _check_columns(rows, *columns):
+    if not len(rows): raise ValueError('rows must hold at least one row, got none')
+    there = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
+    for column in columns:
+        if column not in there: raise ValueError(f'rows must have a column {column}, got {", ".join(there)}')
 
 def _bytes(picture):
     if isinstance(picture, Image.Image): return repr((picture.mode, picture.size)).encode() + picture.tobytes()
@@ -297,7 +303,7 @@ def _caption_shards(base, table, folder, part, batch_size):
         found.append(shard(folder, [readers, numbers.encode()], lambda: _embeds(base, some, batch_size)))
     return found
 
-# %% ../nbs/05_loss.ipynb #5848351f
+# %% ../nbs/05_loss.ipynb #58eb3a0b
 def cache_latents(
     base:Base, # whose VAE and text encoders
     rows:Sequence[dict], # a `datasets.Dataset`, or a list of dicts
@@ -311,6 +317,7 @@ def cache_latents(
     batch_size:int=32, # pictures, or captions, at a time
 )->Cache:
     "Run the frozen half of the loss once for each row"
+    _check_columns(rows, image_column, conditioning_image_column, caption_column)
     pictures, masks, captions = _undecoded(rows, image_column), _undecoded(rows, conditioning_image_column), _captions(rows, caption_column)
     table = ['', *sorted({caption for found in captions for caption in found} - {''})]
     seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, batch_size)
@@ -345,7 +352,7 @@ class Batch(NamedTuple):
     conditioning_pixel_values:torch.Tensor # `(b, 3, H, W)` in [0, 1]
     added_cond_kwargs:dict|None # for an XL
 
-# %% ../nbs/05_loss.ipynb #f6035c3d
+# %% ../nbs/05_loss.ipynb #3fbefc07
 def gather(
     cache:Cache, # the dataset
     rows:Sequence[int], # b of them
@@ -357,6 +364,7 @@ def gather(
     device:str='cpu', # where the batch goes
 )->Batch:
     "Look up rows; bytes go to the device, and become numbers there"
+    if max(views, default=0) >= cache.moments[0].shape[1]: raise ValueError('random_flip needs mirrored pictures: cache_latents(…, flip=True) keeps them')
     def to(tensor): return (tensor.pin_memory() if torch.device(device).type == 'cuda' else tensor).to(device, non_blocking=True)
     moments = torch.stack([seen[view] for seen, view in zip(_at(cache.moments, rows), views)])
     moments = moments.contiguous(memory_format=torch.channels_last)   # as a VAE on a CPU gives them

@@ -114,10 +114,10 @@ class StepInBackward:
 
     def zero_grad(self, set_to_none=True): "All is gone already"
 
-# %% ../nbs/05_memory.ipynb #a3489fca
+# %% ../nbs/05_memory.ipynb #82a321d7
 def optimizer_tensors(
     optimizer:torch.optim.Optimizer, # of any kind on this page
-    named_parameters:Iterable, # (name, parameter)
+    named_parameters:Iterable, # (name, parameter), as `named_parameters()` of a model gives them
 )->dict: # name: plain tensor, the optimizer's own
     "All that an optimizer remembers"
     def plain(name, value):
@@ -128,7 +128,7 @@ def optimizer_tensors(
 def restore_optimizer(
     optimizer:torch.optim.Optimizer, # fresh
     named_parameters:Iterable, # (name, parameter)
-    tensors:dict, # as `optimizer_tensors` gave them
+    tensors:dict, # as `optimizer_tensors` gave them, for an optimizer of the same kind
 )->None:
     "Let an optimizer remember what another one knew"
     named = list(named_parameters)
@@ -137,7 +137,9 @@ def restore_optimizer(
         p.grad = torch.zeros_like(p)
         if isinstance(optimizer, StepInBackward): optimizer._take(0, p)
     end_step(optimizer, torch.tensor(True))
-    for key, tensor in optimizer_tensors(optimizer, named).items(): tensor.copy_(tensors[key])
+    for key, tensor in optimizer_tensors(optimizer, named).items():
+        if key not in tensors or tensors[key].shape != tensor.shape: raise ValueError(f'tensors must be those of an equal optimizer of equal weights, got none like {key}')
+        tensor.copy_(tensors[key])
 
 # %% ../nbs/05_memory.ipynb #ed8e839c
 class Rung(NamedTuple):

@@ -23,14 +23,16 @@ def embed(
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img alt="{html.escape(alt, quote=True)}" width="{image.width}" height="{image.height}" src="data:image/webp;base64,{data}">'
 
-# %% ../nbs/00_page.ipynb #096a6e27
+# %% ../nbs/00_page.ipynb #ac779c3d
 def error_curves(
-    errors:dict, # {name: `(n,)` NME as fractions, infinite where no face was found}; two at most
+    errors:dict, # {name: `(n,)` NME as fractions, infinite where no face was found}; one or two
     threshold:float=.15, # where a face counts as failed
     limit:float=.5, # the largest error shown
 )->str: # an `<svg>`
     "For each error, the share of faces that have at most this much"
     if not 1 <= len(errors) <= 2: raise ValueError(f'errors must hold one curve or two, got {len(errors)}')
+    for name, values in errors.items():
+        if not len(values): raise ValueError(f'errors of {name!r} must hold at least one face, got none')
     x, y = lambda error: 44 + 340 * error / limit, lambda share: 200 - 170 * share
     text = lambda px, py, said, anchor='middle': f'<text x="{px:.1f}" y="{py:.1f}" text-anchor="{anchor}">{said}</text>'
     parts = [f'<path class="rule" d="M44 {y(s)}H384"/>' + text(38, y(s) + 4, f'{s:.0%}', 'end') for s in (0, .25, .5, .75, 1)]
@@ -43,7 +45,7 @@ def error_curves(
     parts.append(text(214, 234, 'error, as a fraction of the distance between the outer eye corners'))
     return f'<svg viewBox="0 0 396 242" role="img" aria-label="share of faces by error">{"".join(parts)}</svg>'
 
-# %% ../nbs/00_page.ipynb #65a15c59
+# %% ../nbs/00_page.ipynb #121042da
 def figure(
     images:dict, # {what it shows: picture}
     caption:str, # HTML
@@ -56,6 +58,7 @@ def grid(
     pictures:int=1, # how many each of them holds, 1 to 3: more take more room
 )->str:
     "Figures, as many in a row as the screen has room for"
+    if pictures not in (1, 2, 3): raise ValueError(f'pictures must be 1, 2 or 3, got {pictures}')
     return f'<div class="grid w{pictures}">{"".join(figures)}</div>'
 
 def mark(
@@ -65,7 +68,7 @@ def mark(
     "A value, coloured"
     return f'<span class="{"yes" if good else "no"}">{html.escape(said)}</span>'
 
-# %% ../nbs/00_page.ipynb #12b582db
+# %% ../nbs/00_page.ipynb #30436363
 def percent(
     error:float, # a fraction; infinite where no face was found
 )->str:
@@ -73,7 +76,7 @@ def percent(
     return f'{error:.1%}' if np.isfinite(error) else 'no face found'
 
 def headline(
-    figures:dict, # {what it is: the number, as it shall be written}
+    figures:dict, # {what it is: the number, as it shall be written}, both HTML
 )->str:
     "The few numbers that a reader wants first"
     return f'<div class="figures">{"".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in figures.items())}</div>'

@@ -69,19 +69,18 @@ def points_condition(
     drawn.__name__ = name
     return drawn
 
-# %% ../nbs/00_plan.ipynb #f10fda0c
+# %% ../nbs/00_plan.ipynb #3d1041ff
 class Score(NamedTuple):
     "The two questions, answered for one condition"
     coverage:float # share of pictures it can be made from, 0 to 1
     given_back:float # share of it that survives a new look, up to 1
     look_fixed:float # share of it that the look alone decides, about 0 to 1
-    milliseconds:float # per picture
 
 def _apart(a, b): # how different two conditioning pictures are: mean difference, after a blur that forgives a pixel
     small = [cv2.GaussianBlur(np.asarray(picture.resize((64, 64), Image.Resampling.BOX), np.float32), (0, 0), 1) for picture in (a, b)]
     return float(np.abs(small[0] - small[1]).mean())
 
-# %% ../nbs/00_plan.ipynb #02c1fcda
+# %% ../nbs/00_plan.ipynb #410e1a58
 def score(
     make, # a condition
     quartets, # (picture, same geometry, same look, neither) each; RGB
@@ -89,14 +88,12 @@ def score(
     "Measure what a condition holds fast and what it leaves free"
     quartets = list(quartets)
     if not quartets: raise ValueError('quartets must be at least one group of four pictures, got none')
-    start = perf_counter()
     made = [[make(image) for image in quartet] for quartet in quartets]
-    milliseconds = (perf_counter() - start) / (4 * len(made)) * 1000
     coverage = float(np.mean([picture is not None for four in made for picture in four]))
     whole = [four for four in made if None not in four]
-    if not whole: return Score(coverage, math.nan, math.nan, milliseconds)
+    if not whole: return Score(coverage, math.nan, math.nan)
     look, geometry, strangers = (sum(_apart(four[0], four[n]) for four in whole) for n in (1, 2, 3))
-    return Score(coverage, 1 - look / strangers, 1 - geometry / strangers, milliseconds) if strangers else Score(coverage, 1., 1., milliseconds)
+    return Score(coverage, 1 - look / strangers, 1 - geometry / strangers) if strangers else Score(coverage, 1., 1.)
 
 # %% ../nbs/00_plan.ipynb #38fbca9d
 def photo_quartet(
@@ -250,7 +247,7 @@ def _flop_counter(): # PyTorch's, taught the processor's fused attention, which 
     def backward(grad, query, key, value, *_, **__): return sdpa_backward_flop_count(grad, query, key, value)
     return FlopCounterMode(display=False, custom_mapping={fused: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward})
 
-# %% ../nbs/00_plan.ipynb #cdb4d00e
+# %% ../nbs/00_plan.ipynb #f806ceaa
 def count_step(
     base, # a name in `SHAPES`, or a folder
     resolution:int, # px
@@ -277,6 +274,7 @@ def _count(base, resolution, low, checkpointing, trained_low):
     two, three = (np.array(played(batch, memory_meter)[0].history, float) for batch in (2, 3))
     return Counted(trained, frozen, counter.get_total_flops(), _encode_flops(base, resolution), 3 * two - 2 * three, three - two)
 
+# %% ../nbs/00_plan.ipynb #817167e5
 def _forget(unet, controlnet): # activations, as the trainer does: the mask reader's too, for which diffusers has no switch
     from torch.utils.checkpoint import checkpoint
     for network in (unet, controlnet): network.enable_gradient_checkpointing()

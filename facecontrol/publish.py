@@ -46,8 +46,9 @@ def _told(captions):
     return (f'{len(set(captions)) / len(captions):.1%} of them are different from each other, {empty / len(captions):.1%} are empty, {words:.1f} words on average. '
             'Nobody has checked whether they are true.')
 
-# %% ../nbs/05_publish.ipynb #cc52580f
-_SIZES = {1e3: 'n<1K', 1e4: '1K<n<10K', 1e5: '10K<n<100K', 1e6: '100K<n<1M', np.inf: 'n>1M'}  # the Hub's classes
+# %% ../nbs/05_publish.ipynb #8e4ece52
+_SIZES = {1e3: 'n<1K', 1e4: '1K<n<10K', 1e5: '10K<n<100K', 1e6: '100K<n<1M', 1e7: '1M<n<10M', 1e8: '10M<n<100M', 1e9: '100M<n<1B',
+          1e10: '1B<n<10B', np.inf: '10B<n<100B'}  # the Hub's classes: up to which number of rows
 
 def _head(info, source):
     "The YAML that the Hub reads"
@@ -106,8 +107,9 @@ def dataset_card(
 
 {_WARNINGS}'''
 
-# %% ../nbs/05_publish.ipynb #c0e8f427
+# %% ../nbs/05_publish.ipynb #c4240ab2
 _TOKEN = re.compile(r'\bhf_[A-Za-z0-9]{30,}\b')
+_BINARY = '.parquet', '.safetensors', '.png', '.jpg', '.jpeg', '.webp'
 
 def _check_card(folder):
     "Refuse a folder that doesn't say whose it is"
@@ -120,17 +122,17 @@ def _check_tokens(folder, names):
     "Refuse a folder that would give a token away"
     ours = {os.environ.get(name) for name in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')} - {None, ''}
     for name in names:
-        if not name.endswith(('.json', '.jsonl', '.md', '.txt', '.yaml', '.html')): continue
+        if name.endswith(_BINARY): continue
         text = (folder/name).read_text(encoding='utf-8', errors='replace')
         if _TOKEN.search(text) or any(token in text for token in ours):
             raise ValueError(f'{folder/name} holds an access token: take it out, and make a new one')
 
-# %% ../nbs/05_publish.ipynb #88d4263e
+# %% ../nbs/05_publish.ipynb #fbd4f52b
 def publish(
     folder:str|Path, # a dataset or a model, finished
     repo:str, # owner/name on the Hub
     dry_run:bool=False, # only say what would go up
-    private:bool=True, # a repository that is made for it is seen by its owner alone
+    private:bool=True, # seen by its owner alone, if it is made now; False: by everybody, also if it was there before
 )->list: # (file name, bytes) of all that goes up
     "Put a dataset or a model on the Hub, with its card"
     folder = Path(folder)
@@ -144,4 +146,5 @@ def publish(
         api, kind = HfApi(), 'dataset' if (folder/'shards.jsonl').exists() else 'model'
         api.create_repo(repo, repo_type=kind, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder, allow_patterns=sorted(files))
+        if not private: api.update_repo_settings(repo, repo_type=kind, private=False)   # `create_repo` leaves what is there as it is
     return sorted(files.items())

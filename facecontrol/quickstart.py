@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/11_quickstart.ipynb #47bdd404
+# %% ../nbs/11_quickstart.ipynb #030ee45d
 from . import page
 from .caption import attribute_accuracy, load_captioner
 from .dataset import build
@@ -26,7 +26,7 @@ from .detect import load_detector
 from .evaluate import CONCEPT_CLASSES, STYLE_CLASSES, adherence, evaluate_run, held_out_rows, load_clip, prompt_accuracy, recognise
 from .faces import caption_attributes, draw_faces, face_caption, sample_face
 from .facesynthetics import decode_image, draw_frames, frames
-from .generate import generate, load_pipeline, sheet
+from .generate import chosen, generate, load_pipeline, sheet
 from .landmarks import failure_rate
 from .pocket import best_device
 from .report import ai_generated
@@ -46,14 +46,14 @@ def stage(
     yield
     seconds[name] = round(time.time() - begun, 1)
 
-# %% ../nbs/11_quickstart.ipynb #29888cb7
+# %% ../nbs/11_quickstart.ipynb #dcfff07f
 def follow_masks(
     base:str, # as `load_pipeline` takes it
     controlnet:str|Path, # a trained one
     rows:list, # from `held_out_rows`
     detect:Callable, # `detect(images)`
     seed:int=0, # of the first picture; the next has the next
-    scale:float=1, # of the conditioning
+    scale:float=1, # of the conditioning, see `generate.chosen`
 )->list: # {'face', 'mask', 'prompt', 'image', 'uncontrolled', 'error', 'uncontrolled_error'}; errors are NMEs
     "Draw on every mask, with the ControlNet and without, and measure both"
     prompts, masks, seeds = [row['caption'] for row in rows], [row['mask'] for row in rows], range(seed, seed + len(rows))
@@ -116,7 +116,7 @@ def _flat(groups): # {group: {name: value}} -> one level
     said = lambda value: f'{value:.4g}' if isinstance(value, float) else value
     return {f'{group}: {name.replace("_", " ")}': said(value) for group, values in groups.items() for name, value in values.items()}
 
-# %% ../nbs/11_quickstart.ipynb #7ba3ad84
+# %% ../nbs/11_quickstart.ipynb #d35050ce
 def report_page(
     report:dict, # the figures, as in report.json
     samples:list, # {'image', 'mask', 'caption'} of rows that were trained on
@@ -125,7 +125,7 @@ def report_page(
     curves:Image.Image, # from `evaluate_run`: curves.png
 )->str: # HTML, one file, nothing to load
     "What the quickstart saw, as a page"
-    adherence, train, base, chosen = report['adherence'], report['train'], report['base'], report['chosen']
+    adherence, train, base, choice = report['adherence'], report['train'], report['base'], report['chosen']
     worst = sorted(results, key=lambda r: -r['error'])[:6]
     shares = page.error_curves({'with the mask': [r['error'] for r in results], 'same prompt and seed, without': [r['uncontrolled_error'] for r in results]})
     figures = {'median error with the mask': page.percent(adherence['nme_median']), 'median error without it': page.percent(adherence['uncontrolled_nme_median']),
@@ -135,7 +135,7 @@ def report_page(
 <p>{report["settings"]["n_faces"]:,} faces were drawn, their landmarks detected, masked and captioned. A ControlNet learned from them. Then it was given masks of faces that it had never seen, and the landmarks of what it drew were detected again. Every picture and figure on this page was made in this run.</p>
 {page.headline(figures)}
 <div class="grid half">{shares}<p><b>How to read it.</b> Follow a curve upwards from an error on the floor: so many of the faces are at most that far off. The error of a face is the mean distance between its 68 points and those of the mask, measured in distances between the outer eye corners; where no face was found it is infinite. The gap between the curves is what the ControlNet has learned.</p></div>
-<h2>Two curves, one choice</h2><div class="grid half">{page.embed(curves, "error and retention over training")}<p>{html.escape(chosen["why"][0].upper() + chosen["why"][1:])}. <b>Retention</b> is the share of what the base can draw, cats and ogres, oil and pencil, that is still recognised when it is drawn on a face's mask. All of it is in <code>controlnet/evaluation/report.html</code>.</p></div>
+<h2>Two curves, one choice</h2><div class="grid half">{page.embed(curves, "error and retention over training")}<p>{html.escape(choice["why"][0].upper() + choice["why"][1:])}. <b>Retention</b> is how much of what the base can draw, cats and ogres, oil and pencil, is still recognised when it is drawn on a face's mask; above 100% is luck. All of it is in <code>controlnet/evaluation/report.html</code>.</p></div>
 <h2>Held-out masks, and what was drawn on them</h2><p>The mask, the face drawn on it, and the same prompt and seed without it. The first {min(24, len(results))} in order, not a choice.</p>{page.grid(map(_result, results[:24]), 3)}
 <h2>The worst of all {len(results)}</h2><p>Where it fails is where the next idea is.</p>{page.grid(map(_result, worst), 3)}
 <h2>What it learned from</h2><p>Rows of the dataset: a face, the mask of its detected landmarks, and the caption that was written for it.</p>{page.grid(map(_sample, samples), 2)}
@@ -175,12 +175,12 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #0f7fac26
+# %% ../nbs/11_quickstart.ipynb #4ff805a9
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
-    n_faces:int=2000, # to build the dataset from, one in twenty held out
-    n_probes:int=96, # prompts for the base; four times as many faces for detector and captioner
+    n_faces:int=2000, # to build the dataset from, about one in twenty held out
+    n_probes:int=96, # prompts for the base, and two thirds as many probes; four times as many faces for detector and captioner
     max_train_steps:int=500, # of the ControlNet
     base:str='pocket', # to train for, as `load_pipeline` takes it
 )->dict: # what report.json says
@@ -196,11 +196,13 @@ def quickstart(
             trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, lr_scheduler='cosine', seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
         rows = held_out_rows(run/'dataset')
         judges = min(24, len(rows) // 3) # these choose; the others are drawn on afterwards, and are what counts
-        with stage('measure both curves, choose', seconds): chosen = evaluate_run(run/'controlnet', run/'dataset', base, n=max(2, judges), probes=2, scales=(2, 3), grid=True, slack=0, seed=seed)['chosen']
-        with stage('draw on held-out masks', seconds): results = follow_masks(base, run/f"controlnet/checkpoint-{chosen['step']}/controlnet", rows, detect, seed, chosen['scale'])
+        with stage('measure both curves, choose', seconds): choice = evaluate_run(run/'controlnet', run/'dataset', base, n=max(2, judges), probes=2, scales=(2, 3), grid=True, slack=0, seed=seed)['chosen']
+        with stage('draw on held-out masks', seconds):
+            controlnet, scale = chosen(run/'controlnet')
+            results = follow_masks(base, controlnet, rows, detect, seed, scale)
         with stage('measure detector and captioner', seconds): detector, captions = measure_tools(detect, caption, range(seed + n_faces, seed + n_faces + 4 * n_probes))
         with stage('probe the base', seconds): known, probes = probe_base(base, caption, n_probes, seed + n_faces)
-        report = dict(adherence=summary(results[judges:]), chosen={name: chosen[name] for name in ('step', 'scale', 'nme_median', 'retention', 'why')}, detector=detector, captions=captions, base=known,
+        report = dict(adherence=summary(results[judges:]), chosen={name: choice[name] for name in ('step', 'scale', 'nme_median', 'retention', 'why')}, detector=detector, captions=captions, base=known,
                       train={name: trained[name] for name in ('steps', 'seconds', 'final_loss')}, seconds=seconds,
                       seconds_total=round(time.time() - begun, 1), settings=settings, **origin())
         write_report(run, report, results, probes)

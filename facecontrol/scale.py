@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ray_spread', 'measure_stages', 'cluster_cost']
 
-# %% ../nbs/11_scale.ipynb #6385267e
+# %% ../nbs/11_scale.ipynb #323d8af3
 import pickle, sys, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from tempfile import TemporaryDirectory
 
 from .dataset import look, make_rows, write_shard
@@ -57,14 +57,14 @@ def ray_spread(
         tell(told)
         yield task, result
 
-# %% ../nbs/11_scale.ipynb #005cb631
-def measure_stages(
-    frames:Sequence, # as `facesynthetics.frames` gives them
-    detect:Callable, # `detect(images, boxes)`
-    caption:Callable, # `caption(images)`
-    count:int=64, # frames to measure
-)->dict: # {stage: seconds a frame}, and 'bytes': size of a row
-    "How long each step of a build takes"
+# %% ../nbs/11_scale.ipynb #02b9dba4
+class _Here(Executor): # draws at once, so that no drawing is hidden behind the captioner
+    def submit(self, call, *args):
+        done = Future()
+        done.set_result(call(*args))
+        return done
+
+def _stages(frames, detect, caption, count):
     seconds = dict(detect=0., caption=0.)
     def timed(stage, call):
         def run(*args):
@@ -75,10 +75,9 @@ def measure_stages(
     begun = time.perf_counter()
     looked = [look(frames, n) for n in range(min(count, len(frames)))]
     seconds['decode'] = time.perf_counter() - begun
-    with ThreadPoolExecutor(1) as pool:
-        begun = time.perf_counter()
-        rows, _ = make_rows(looked, timed('detect', detect), timed('caption', caption), pool)
-        seconds['draw'] = time.perf_counter() - begun - seconds['detect'] - seconds['caption']
+    begun = time.perf_counter()
+    rows, _ = make_rows(looked, timed('detect', detect), timed('caption', caption), _Here())
+    seconds['draw'] = time.perf_counter() - begun - seconds['detect'] - seconds['caption']
     with TemporaryDirectory() as folder:
         begun = time.perf_counter()
         write_shard(f'{folder}/rows.parquet', rows)
@@ -86,7 +85,23 @@ def measure_stages(
     size = sum(len(value['bytes']) for row in rows for value in row.values() if isinstance(value, dict))
     return {stage: spent / len(looked) for stage, spent in seconds.items()} | dict(bytes=size / max(1, len(rows)))
 
-# %% ../nbs/11_scale.ipynb #0f25a8f3
+# %% ../nbs/11_scale.ipynb #65bca2ad
+def measure_stages(
+    frames:Sequence, # as `facesynthetics.frames` gives them
+    detect:Callable, # `detect(images, boxes)`
+    caption:Callable, # `caption(images)`
+    count:int=64, # frames to measure
+)->dict: # {stage: seconds a frame}, and 'bytes': size of a row
+    "How long each step of a build takes, on one core"
+    if not len(frames): raise ValueError('frames must hold at least one frame, got none')
+    torch = sys.modules.get('torch')
+    threads = torch and torch.get_num_threads()
+    if torch: torch.set_num_threads(1)
+    try: return _stages(frames, detect, caption, count)
+    finally:
+        if torch: torch.set_num_threads(threads)
+
+# %% ../nbs/11_scale.ipynb #bfde7693
 def cluster_cost(
     stages:dict, # as `measure_stages` gives them
     faces:int, # how many
@@ -98,6 +113,8 @@ def cluster_cost(
     dollars:float=1.1, # a machine and hour
 )->dict: # 'hours', 'dollars', 'bottleneck': 'cores', 'GPUs' or 'storage'
     "What a dataset costs, and what it waits for"
+    for name, value in dict(faces=faces, machines=machines, cores=cores, gpu_speed=gpu_speed, storage=storage).items():
+        if value <= 0: raise ValueError(f'{name} must be above 0, got {value}')
     models = stages['detect'] + stages['caption']
     other = stages['decode'] + stages['draw'] + stages['write']
     seconds = {'cores': (other + models * (not gpus)) / (machines * cores), 'storage': 2 * stages['bytes'] / storage}

@@ -71,7 +71,7 @@ def write_json(
     "Write figures whole or not at all"
     write_file(path, json.dumps(plain(value), indent=1, allow_nan=False) + '\n')
 
-# %% ../nbs/00_store.ipynb #803ca861
+# %% ../nbs/00_store.ipynb #b1e65d83
 def append_line(
     path:str|Path, # a log; begun if it is not there
     line:str, # without its end
@@ -79,7 +79,7 @@ def append_line(
     "Add a line to a log, and see it onto the disk"
     path = Path(path)
     try:
-        with open(path, 'a', encoding='utf-8') as file:
+        with open(path, 'a', encoding='utf-8', newline='\n') as file:
             file.write(line + '\n')
             file.flush()
             os.fsync(file.fileno())
@@ -91,9 +91,9 @@ def whole_lines(
     path:str|Path, # a log
 )->list: # of str
     "The lines of a log; one that was cut off is taken away, so that the next can be added"
-    whole, _, cut = Path(path).read_text(encoding='utf-8').rpartition('\n')
-    if cut: write_file(path, whole + '\n' * bool(whole))
-    return whole.split('\n') if whole else []
+    whole, _, cut = Path(path).read_bytes().rpartition(b'\n')   # bytes: a cut may go through a letter
+    if cut: write_file(path, whole + b'\n' * bool(whole))
+    return whole.decode('utf-8').split('\n') if whole else []
 
 # %% ../nbs/00_store.ipynb #1a330d4e
 def sha256(
@@ -138,7 +138,7 @@ def write_manifest(
     write_file(folder/MANIFEST, json.dumps(manifest, indent=1) + '\n')
     return manifest
 
-# %% ../nbs/00_store.ipynb #bee3b026
+# %% ../nbs/00_store.ipynb #b1b51aa0
 def verify(
     folder:str|Path, # written by `staged`, or with `write_manifest`
 )->dict: # its manifest
@@ -146,7 +146,8 @@ def verify(
     folder = Path(folder)
     if not (folder/MANIFEST).exists(): raise ValueError(f'{folder} has no {MANIFEST}: it was not finished, or facecontrol did not write it')
     try: manifest = json.loads((folder/MANIFEST).read_text(encoding='utf-8'))
-    except ValueError: raise ValueError(f'{folder/MANIFEST} is damaged: it must be JSON') from None
+    except ValueError: manifest = None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get('files'), dict): raise ValueError(f'{folder/MANIFEST} is damaged: it must be JSON that lists files')
     for name, was in manifest['files'].items():
         path = folder/name
         if not path.exists(): raise ValueError(f'{path} is missing: the manifest lists it with {was["bytes"]} bytes')
@@ -183,7 +184,7 @@ def _seize(file):
         import fcntl
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-# %% ../nbs/00_store.ipynb #782398f4
+# %% ../nbs/00_store.ipynb #6e814c9e
 def check_out(
     out:str|Path, # folder that something is about to write
 )->None:
@@ -196,8 +197,9 @@ def check_out(
         raise ValueError(f'out must be a new folder or one that facecontrol wrote, got {out}, which holds other files: {", ".join(files[:3])}{" …" * (len(files) > 3)}')
 
 def _ours(out):
-    try: return 'facecontrol' in json.loads((out/MANIFEST).read_text(encoding='utf-8'))
+    try: manifest = json.loads((out/MANIFEST).read_text(encoding='utf-8'))
     except (OSError, ValueError): return False
+    return isinstance(manifest, dict) and 'facecontrol' in manifest
 
 # %% ../nbs/00_store.ipynb #dd51cea0
 @contextmanager

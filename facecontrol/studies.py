@@ -24,12 +24,12 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-# %% ../nbs/13_studies.ipynb #3725ca05
+# %% ../nbs/13_studies.ipynb #82e203ef
 from . import page
 from .checkpoint import checkpoints
 from .dataset import COLUMNS
 from .detect import load_detector
-from .evaluate import Exam, adherence, drawn_rows, find_run, measure
+from .evaluate import CONCEPT_CLASSES, Exam, adherence, drawn_rows, find_run, measure
 from .faces import CONCEPTS, COURSE_SEEDS, STYLE_WORDS, STYLES, draw_face, draw_faces, face_caption, sample_face
 from .facesynthetics import decode_image, encode_png, format_landmarks, parse_landmarks
 from .generate import generate, load_pipeline, sheet
@@ -122,11 +122,11 @@ def _own(rows): # their masks are drawn from the faces' own landmarks
         points, image = parse_landmarks(row['landmarks'])[:68], decode_image(row['image']['bytes'])
         yield _row(image, points, row['image_caption'], row['landmarks'])
 
-# %% ../nbs/13_studies.ipynb #1ca5c238
+# %% ../nbs/13_studies.ipynb #15205c68
 def _prior(rows): # every tenth is by the base
     pairs = [(concept, style) for concept in CONCEPTS for style in STYLES if (concept, style) != ('person', 'render')]
     some = [pairs[i % len(pairs)] for i in range(len(rows) // 10)]
-    prompts = [STYLE_WORDS[style] + ('an ' if concept[0] in 'aeiou' else 'a ') + concept for concept, style in some]
+    prompts = [STYLE_WORDS[style] + CONCEPT_CLASSES[concept][0] for concept, style in some]
     images = generate(load_pipeline('pocket'), prompts, seeds=range(10**6, 10**6 + len(prompts))) if prompts else []
     found = load_detector()(images) if images else []
     known = [_row(*one) for one in zip(images, found, prompts) if one[1] is not None]
@@ -303,7 +303,7 @@ def sentences(
     panels = PANELS.get(points[0]['study'], ('nme_median', 'retention'))
     return [f"{name}, against {first}: {'; '.join(said(figures, figure) for figure in panels)}" for name, figures in others]
 
-# %% ../nbs/13_studies.ipynb #3ec26c67
+# %% ../nbs/13_studies.ipynb #c334930f
 CURVES = dict(epochs=lambda p: p['step'] / EPOCH, faces=lambda p: int(p['arm'])) # studies that are curves: where a point stands
 
 def draw_study(
@@ -318,7 +318,7 @@ def draw_study(
         if curve: _draw_curves(axis, points, study, name)
         else: _draw_rows(axis, points, names, name, colour)
         axis.set(**{'ylabel' if curve else 'xlabel': FIGURES[name]})
-        if name != 'kid': axis.set(**{'ylim' if curve else 'xlim': (0, None)})   # that one may come out below 0
+        if name != 'kid': axis.set(**{'ylim': (0, 1.05 * axis.get_ylim()[1])} if curve else {'xlim': (0, 1.05 * axis.get_xlim()[1])})   # that one may come out below 0
     if note: figure.suptitle(note, fontsize=9, color='0.4')
     return figure
 

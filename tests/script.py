@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPTextModel
 from facecontrol.loss import cache_latents, controlnet_loss, gather, load_base, pixels
 from facecontrol.memory import make_optimizer
-from facecontrol.train import training_steps
+from facecontrol.train import compile_blocks, training_steps
 
 
 class Recorded(NamedTuple):
@@ -129,6 +129,7 @@ def ours(
     learning_rate:float, # of AdamW
     resolution:int, # px
     channels_last:bool=False, # faster, and adds up in another order
+    compile:bool=False, # faster still, once that is done
     fused:bool=True, # AdamW in one pass, which rounds in other places than the yardstick's
 )->Recorded:
     "Our loop on another's dice"
@@ -136,6 +137,7 @@ def ours(
     cache, marks = cache_latents(base, rows, resolution, batch_size=len(recorded.rows[0])), [time.perf_counter()]
     if channels_last:
         for model in (controlnet, base.unet): model.to(memory_format=torch.channels_last)
+    if compile: compile_blocks(controlnet, base.unet)
     batches = (gather(cache, r, [cache.prompts[row][0] for row in r], [0] * len(r), *draws) for r, *draws in zip(*recorded[:4]))
     optimizer, losses = make_optimizer(controlnet.parameters(), learning_rate) if fused else torch.optim.AdamW(controlnet.parameters(), learning_rate), []
     for loss in training_steps(Accelerator(mixed_precision='no'), controlnet, optimizer, lambda step: learning_rate,

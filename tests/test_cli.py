@@ -1,5 +1,5 @@
 "The commands, on faces that nobody here has drawn: a photo with points placed by hand, zipped in Microsoft's layout"
-import json, zipfile
+import json, shutil, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
@@ -51,11 +51,13 @@ def test_photos_become_a_controlnet_that_draws(work):
         shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--base', base, *source, '--steps', 1, '--out', work/'out.png')
         drawn.append(np.array(Image.open(work/'out.png')))
     assert drawn[0].shape == (64, 64, 3) and (drawn[0] == drawn[1]).all()
-    (work/'controlnet/evaluation').mkdir()
-    write_json(work/'controlnet/evaluation/chosen.json', dict(controlnet='..', scale=2.))   # as `evaluate` leaves it
-    for asked, used in ((), 2), (('--controlnet_conditioning_scale', '.5'), .5):
+    for folder in ('early', 'evaluation'): (work/'controlnet'/folder).mkdir()
+    for name in ('config.json', 'diffusion_pytorch_model.safetensors'): shutil.copy(work/'controlnet'/name, work/'controlnet/early')
+    write_json(work/'controlnet/evaluation/chosen.json', dict(controlnet='../early', scale=2.))   # as `evaluate` leaves it
+    for asked, used in ((), ('early', 2)), (('--controlnet_conditioning_scale', '.5'), ('controlnet', .5)):
         shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--base', base, *source, '--steps', 1, '--out', work/'out.png', *asked)
-        assert json.loads(Image.open(work/'out.png').text['settings'])['controlnet_conditioning_scale'] == used
+        settings = json.loads(Image.open(work/'out.png').text['settings'])
+        assert (settings['controlnet'], settings['controlnet_conditioning_scale']) == used
 
 def test_train_hands_on_all_but_its_own_flag(monkeypatch):
     from facecontrol import evaluate, train

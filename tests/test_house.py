@@ -76,16 +76,6 @@ quiet = 'plan store pocket landmarks faces facesynthetics page cli'.split()
 @pytest.mark.parametrize('name', ['facecontrol'] + [f'facecontrol.{m}' for m in quiet])
 def test_a_quiet_import_loads_no_torch(name): run(sys.executable, '-c', f'import {name}, sys; assert "torch" not in sys.modules')
 
-def test_help_loads_no_torch():
-    said = run(sys.executable, '-c', '''
-import sys
-from facecontrol.cli import main
-sys.argv = ['facecontrol', '--help']
-try: main()
-except SystemExit: pass
-print('torch' in sys.modules)''')
-    assert 'quickstart' in said and said.strip().endswith('False')
-
 def test_pyflakes_finds_nothing(): run(sys.executable, '-m', 'pyflakes', 'facecontrol', 'tests', 'benchmarks', 'setup.py')
 
 
