@@ -355,9 +355,9 @@ class Guard:
         await send(dict(type='http.response.start', status=refused[0], headers=[(b'content-type', b'text/plain; charset=utf-8')]))
         await send(dict(type='http.response.body', body=refused[1].encode()))
 
-# %% ../nbs/10_demo.ipynb #c255827e
+# %% ../nbs/10_demo.ipynb #527f82ff
 LAUNCH = dict(share=False, max_file_size=MAX_BYTES, ssr_mode=False, enable_monitoring=False, footer_links=[],   # the same here and on a Space
-    css='#picture img { min-width: 256px; min-height: 256px }')
+    css='#picture img { min-width: 256px; min-height: 256px; object-fit: contain }')
 
 def load_page(
     controlnet:str|Path='runs/quickstart/controlnet', # a training's output_dir, a ControlNet's folder or a Hub id
