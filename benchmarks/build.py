@@ -52,7 +52,7 @@ def speed(found, given, folder):
 
 def contents(folder): return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
-def survive(source, given, folder): # kill -9 between a build's first line on the disk and its last, and go on
+def survive(source, given, folder): # kill -9 between a build's first shard on the disk and its last, and go on
     build_once = f"from build import Path, frames, ours, sys; ours(frames({str(source)!r}), {given.detector!r}, 'none', Path(sys.argv[1]), {given.workers[-1]}, 10)"
     def start(out): return subprocess.Popen([sys.executable, '-c', build_once, out], cwd=Path(__file__).parent, stderr=subprocess.DEVNULL)
     def lines(out): return len((out/LOG).read_text().splitlines()) if (out/LOG).exists() else 0
@@ -61,15 +61,15 @@ def survive(source, given, folder): # kill -9 between a build's first line on th
         return time.time()
     clean = folder/'clean'
     process = start(clean)
-    opened, first, last = (reach(clean, process, count) for count in (1, 2, 1 + 20)) # a line that opens it, one for each shard
+    first, last = (reach(clean, process, count) for count in (1 + 1, 1 + 20)) # a line that opens it, one for each shard
     assert process.wait() == 0, f'the build failed: {build_once}'
-    early, late, killed, same, draw = (first - opened) / 2, last - opened, 0, 0, random.Random(0)
+    killed, same, draw = 0, 0, random.Random(0)
     expected = contents(clean)
     while killed < given.kills:
         out = folder/'killed'
         process = start(out)
-        reach(out, process, 1)
-        time.sleep(draw.uniform(early, late))
+        reach(out, process, 1 + 1)
+        time.sleep(draw.uniform(0, last - first))
         process.kill()
         if process.wait() != -signal.SIGKILL: print('it had ended before it was killed: not counted')
         else:
