@@ -6,8 +6,8 @@
 __all__ = ['stage', 'follow_masks', 'measure_tools', 'probe_base', 'report_page', 'contact_sheet', 'summary', 'write_report',
            'quickstart']
 
-# %% ../nbs/11_quickstart.ipynb #8aa9d70c
-import html, os, time
+# %% ../nbs/11_quickstart.ipynb #597abe5b
+import html, time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/11_quickstart.ipynb #030ee45d
+# %% ../nbs/11_quickstart.ipynb #f01f2bc5
 from . import page
 from .caption import attribute_accuracy, load_captioner
 from .dataset import build
@@ -28,11 +28,9 @@ from .faces import caption_attributes, draw_faces, face_caption, sample_face
 from .facesynthetics import decode_image, draw_frames, frames
 from .generate import chosen, generate, load_pipeline, sheet
 from .landmarks import failure_rate
-from .pocket import best_device
 from .report import ai_generated
 from .store import origin, staged, write_file, write_json
 from .train import train_controlnet
-from .workers import Lazy
 
 # %% ../nbs/11_quickstart.ipynb #1bac858f
 @contextmanager
@@ -175,7 +173,7 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #4ff805a9
+# %% ../nbs/11_quickstart.ipynb #c3fe1a32
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
@@ -191,7 +189,7 @@ def quickstart(
         with stage('draw faces', seconds): draw_frames(run/'frames', n_faces, seed, 128)
         with stage('detect, mask, caption, build', seconds):
             detect, caption = load_detector(), load_captioner()
-            build(frames(run/'frames'), Lazy(load_detector), Lazy(load_captioner), run/'dataset', source='drawn', workers=0 if best_device() != 'cpu' else min(2, os.cpu_count()))
+            build(frames(run/'frames'), detect, caption, run/'dataset', source='drawn')
         with stage('train a ControlNet', seconds):
             trained = train_controlnet(base, str(run/'dataset'), str(run/'controlnet'), max_train_steps=max_train_steps, lr_scheduler='cosine', seed=seed, checkpointing_steps=max(1, max_train_steps // 5))
         rows = held_out_rows(run/'dataset')

@@ -212,13 +212,13 @@ def _accelerator(
     folders = ProjectConfiguration(project_dir=settings['output_dir'], logging_dir=str(Path(settings['output_dir'])/settings['logging_dir']))
     return Accelerator(mixed_precision='no', log_with=None if report_to == 'none' else report_to, project_config=folders)
 
-# %% ../nbs/07_train.ipynb #820ba729
+# %% ../nbs/07_train.ipynb #335088fc
 def compile_blocks(
     *networks:torch.nn.Module, # UNets and ControlNets; changed
 )->None:
     "Let PyTorch compile networks, block by block, when they are first used"
     for network in networks:
-        for block in (*network.down_blocks, network.mid_block, *getattr(network, 'up_blocks', ())): block.compile()
+        for block in (*network.down_blocks, network.mid_block, *getattr(network, 'up_blocks', ())): block.compile(dynamic=False) # sizes differ between blocks, not between steps
 
 # %% ../nbs/07_train.ipynb #92bc255e
 def _models(
@@ -413,7 +413,7 @@ def _written(value): # a path as text, a tuple as a list
     if isinstance(value, (list, tuple)): return [_written(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
-# %% ../nbs/07_train.ipynb #6f9c7fb6
+# %% ../nbs/07_train.ipynb #b5520f0b
 def train_controlnet(
     pretrained_model_name_or_path:str|Path, # the base: 'pocket', 'sd15', 'sd21', a folder, or a Hub id
     dataset_name:str|Path|None=None, # a built folder, or what `load_dataset` takes
@@ -458,7 +458,7 @@ def train_controlnet(
     use_8bit_adam:bool=False, # as memory 8gb does
     allow_tf32:bool=False, # multiply with 10 bits after the point, on a GPU that can
     channels_last:bool=True, # store the channels of a pixel side by side: faster convolutions
-    torch_compile:bool=False, # compile each block: minutes at first, then faster on a GPU
+    torch_compile:bool=False, # compile each block: minutes at first, then faster
     checkpointing_steps:int=500, # from one checkpoint to the next
     checkpoints_total_limit:int|None=None, # keep only the newest so many
     resume_from_checkpoint:str|None=None, # 'latest', or a checkpoint's name; changed settings are refused
