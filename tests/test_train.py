@@ -307,3 +307,8 @@ def test_two_processes_agree_with_one(tmp_path, faces, base):
     one, two = run(1, 4), run(2, 2)
     assert np.allclose(*(json.loads((out/'train.json').read_text())['losses'] for out in (one, two)), rtol=1e-5)
     for name, weight in weights(one).items(): assert np.allclose(weight, weights(two)[name], atol=1e-5), name
+
+@pytest.mark.skipif('SLOW' not in os.environ, reason='two minutes of a C++ compiler: set SLOW')
+def test_compiled_blocks_compute_the_same(tmp_path, faces, base):
+    plain, compiled = (train_controlnet(base, faces, tmp_path/str(compile), max_train_steps=2, held_out_samples=0, torch_compile=compile, **quiet) for compile in (False, True))
+    assert np.allclose(plain['losses'], compiled['losses'], atol=1e-5)
