@@ -49,13 +49,13 @@ def _write(
     cut = int((ids != model.config.text_config.sep_token_id).all(1).sum())
     return processor.batch_decode(ids, skip_special_tokens=True), cut
 
-# %% ../nbs/05_caption.ipynb #9c0272a5
+# %% ../nbs/05_caption.ipynb #86a15aae
 def too_long(
     captions:list, # of str
     tokenizer:CLIPTokenizer, # of the base model that will be trained
 )->list: # of bool: will the base model cut it?
     "Which captions are longer than the base model reads?"
-    return [len(ids) > tokenizer.model_max_length for ids in tokenizer(list(captions)).input_ids] if captions else []
+    return [len(ids) > tokenizer.model_max_length for ids in tokenizer(list(captions), verbose=False).input_ids] if captions else []
 
 # %% ../nbs/05_caption.ipynb #a6ab20f8
 def add_style(

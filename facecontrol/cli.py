@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['app', 'main', 'quickstart', 'plan', 'faces', 'build', 'check', 'train', 'generate', 'evaluate', 'publish', 'demo']
 
-# %% ../nbs/12_cli.ipynb #31c8baf4
-import logging, os, sys
+# %% ../nbs/12_cli.ipynb #d1d03bab
+import os, sys
 from pathlib import Path
 from typing import Annotated
 import typer
 from typer import Argument, Option
 
-# %% ../nbs/12_cli.ipynb #9ca23048
+# %% ../nbs/12_cli.ipynb #9b0d1c3f
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help='Plan a condition, build the dataset, train a ControlNet, measure what it learned, and use it.')
@@ -20,7 +20,6 @@ app = typer.Typer(
 def main()->None:
     "The command line, with one sentence for bad input"
     for library in ('TRANSFORMERS', 'DIFFUSERS'): os.environ.setdefault(f'{library}_VERBOSITY', 'error') # or they tell everybody what is missing, which is meant
-    for library in ('torchao', 'torch.utils._pytree', 'bitsandbytes'): logging.getLogger(library).setLevel(logging.ERROR)
     try: app(prog_name='facecontrol')
     except ValueError as error: sys.exit(f'facecontrol: {error}')
 

@@ -128,7 +128,7 @@ def main():
     parser.add_argument('shots', type=Path, help='folder for pictures of what was seen')
     parser.add_argument('pages', type=Path, nargs='*', help='notebooks; all if none is named')
     parser.add_argument('--lab', action='store_true', help='run them in JupyterLab')
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()      # PAGES may come after --lab
     if not chromium: raise SystemExit('no chromium on this machine: apt install chromium')
     given.shots.mkdir(parents=True, exist_ok=True)
     count = 0

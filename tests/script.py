@@ -64,7 +64,7 @@ def reference(
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         marks.append(time.perf_counter())
-        for kept, value in zip(found[:5], ([row['row'] for row in batch], spread, noise, timesteps, float(loss))): kept.append(value)
+        for kept, value in zip(found[:5], ([row['row'] for row in batch], spread, noise, timesteps, loss.item())): kept.append(value)
     return found._replace(seconds=np.diff(marks).tolist(), weights=controlnet.state_dict())
 
 
@@ -107,7 +107,7 @@ def run_script(
         return original(examples)
     def mse_loss(*args, original=F.mse_loss, **kwargs):
         loss, now = original(*args, **kwargs), time.perf_counter()
-        found.losses.append(float(loss))
+        found.losses.append(loss.item())
         if last: found.seconds.append(now - last.pop())
         last.append(now)
         return loss
@@ -142,7 +142,7 @@ def ours(
     optimizer, losses = make_optimizer(controlnet.parameters(), learning_rate) if fused else torch.optim.AdamW(controlnet.parameters(), learning_rate), []
     for loss in training_steps(Accelerator(mixed_precision='no'), controlnet, optimizer, lambda step: learning_rate,
             lambda batch: controlnet_loss(base.unet, controlnet, base.scheduler, *batch), batches, range(len(recorded.losses))):
-        losses.append(float(loss))
+        losses.append(loss.item())
         marks.append(time.perf_counter())
     return recorded._replace(losses=losses, seconds=np.diff(marks)[1:].tolist(), weights=controlnet.state_dict())
 
