@@ -220,18 +220,19 @@ def compile_blocks(
     for network in networks:
         for block in (*network.down_blocks, network.mid_block, *getattr(network, 'up_blocks', ())): block.compile(dynamic=False) # sizes differ between blocks, not between steps
 
-# %% ../nbs/07_train.ipynb #92bc255e
+# %% ../nbs/07_train.ipynb #1729db61
 def _models(
     settings:dict, # resolved
     base:Base, # its parts are moved
     device:torch.device, # where to
 )->tuple: # the ControlNet, its optimizer, its running mean or None
     "Everything in its place and precision"
-    rung, start, float_of = _rung(settings), settings['controlnet_model_name_or_path'], {True: torch.bfloat16, False: torch.float32}
+    rung, start = _rung(settings), settings['controlnet_model_name_or_path']
+    float_of = {True: dict(dtype=torch.bfloat16), False: {}} # as float32 all come, and to ask for it makes diffusers warn
     controlnet = ControlNetModel.from_pretrained(start, use_safetensors=True) if start else new_controlnet(base.unet, settings['seed'])
     mean = copy.deepcopy(controlnet).to(device) if settings['ema_decay'] else None
-    for model in frozen_models(base): model.to(device, float_of[rung.frozen_bf16])
-    controlnet.to(device, float_of[rung.trained_bf16])
+    for model in frozen_models(base): model.to(device, **float_of[rung.frozen_bf16])
+    controlnet.to(device, **float_of[rung.trained_bf16])
     if settings['channels_last']:
         for model in (controlnet, base.unet, base.vae): model.to(memory_format=torch.channels_last)
     for blocks in (controlnet, base.unet.up_blocks): checkpoint_blocks(blocks, rung.checkpointing)
