@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from nbconvert import HTMLExporter
 from nbformat import read, write
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 
 root = Path(__file__).resolve().parents[1]
 nbs = root/'nbs'
@@ -111,7 +111,8 @@ def run_all(browser, page, shots, folder, address):
     tab.get_by_role('menuitem', name='Run', exact=True).click()
     tab.get_by_text('Restart Kernel and Run All Cells…', exact=True).click()
     tab.locator('.jp-Dialog .jp-mod-accept').click()
-    tab.wait_for_function('[...document.querySelectorAll(".jp-InputArea-prompt")].some(e => e.innerText.includes("*"))')
+    try: tab.wait_for_function('[...document.querySelectorAll(".jp-InputArea-prompt")].some(e => /[*\\d]/.test(e.innerText))')      # a short page is through before we look
+    except TimeoutError: yield 'no cell began to run'
     tab.wait_for_function('![...document.querySelectorAll(".jp-InputArea-prompt")].some(e => e.innerText.includes("*"))', timeout=patience)
     for found in tab.evaluate(ERRORS): yield f'error: {found}'
     for found in tab.evaluate(LOUD):
