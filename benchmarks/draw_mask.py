@@ -1,5 +1,5 @@
 "How fast a mask is drawn, beside a Matplotlib figure per mask (the published way), on drawn faces at 512 px"
-import platform, time
+import time
 import matplotlib
 matplotlib.use('agg')
 import matplotlib.pyplot as plt
@@ -8,6 +8,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from facecontrol.faces import draw_face, sample_face
 from facecontrol.landmarks import GROUPS, draw_mask
+from facecontrol.store import origin
 
 def figure_mask(face, size=512):
     figure = plt.figure(figsize=(size / 72, size / 72), dpi=72, facecolor='black')
@@ -35,4 +36,4 @@ if __name__ == '__main__':
     pairs = np.array([(milliseconds(figure_mask, face), milliseconds(draw_mask, face)) for _ in range(3) for face in faces])
     figure, ours = np.median(pairs, axis=0)
     print(f'figure {figure:.1f} ms, draw_mask {ours:.2f} ms a mask: {figure / ours:.0f} times faster, {different} pixels different; '
-          f'{platform.processor() or platform.machine()}, Python {platform.python_version()}, matplotlib {matplotlib.__version__}')
+          f'matplotlib {matplotlib.__version__}, {origin()}')

@@ -37,10 +37,11 @@ def on_processor(times, batch=32):
     counted, before = count_step(path('sd'), 128, 'no'), resident()
     optimizer = torch.optim.AdamW(controlnet.parameters(), 1e-5, fused=True)
     real = timed(lambda: step(unet, controlnet, base.scheduler, optimizer, batch, 128, 'cpu', False), times + 1, 'cpu')
+    grown = (resident(peak=True) - before) / 2**20 # before the plan plays a step of its own
     planned = plan(path('sd'), train_batch_size=batch, mixed_precision='no', gpu='this')
     weights = sum(p.nbytes for m in (unet, controlnet) for p in m.parameters())
     print(f'pocket, batch {batch}, {torch.get_num_threads()} threads: planned {planned.seconds_per_step:.2f} s a step, real {real:.2f} ({planned.seconds_per_step / real - 1:+.0%}, wanted within 30 %)')
-    alive, grown = (counted.alive(batch) + 8 * counted.trained - weights) / 2**20, (resident(peak=True) - before) / 2**20
+    alive = (counted.alive(batch) + 8 * counted.trained - weights) / 2**20
     print(f'memory over the weights: planned {alive:.0f} MiB alive, the process grew by {grown:.0f} MiB ({alive / grown - 1:+.0%}, wanted within 20 %)')
 
 def on_card(times, batch=4):
@@ -61,7 +62,7 @@ def on_card(times, batch=4):
           f'planned {expected:.1f} GiB alive, real {alive:.1f} ({expected / alive - 1:+.0%}); share of the published rate {0.25 * planned.seconds_per_step / real:.0%}')
 
 if __name__ == '__main__':
-    print(f'torch {torch.__version__}, this processor {machine_rate():.3f} TFLOP/s')
     times = int(sys.argv[1]) if sys.argv[1:] else 10
     on_processor(times)
+    print(f"torch {torch.__version__}, this processor {machine_rate(path('sd'), 32):.3f} TFLOP/s")
     if torch.cuda.is_available(): on_card(times)

@@ -26,11 +26,11 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-# %% ../nbs/08_generate.ipynb #7778b47b
+# %% ../nbs/08_generate.ipynb #7d075944
 from .faces import EXPRESSION, IDENTITY, JAW, head_points, project, rotation, sample_face, visible_landmarks
 from .landmarks import check_landmarks, draw_mask, flip_landmarks, nme, scale_landmarks
 from .loss import pixels
-from .pocket import best_device, is_small, resolve_base
+from .pocket import best_device, default_guidance, resolve_base
 from .report import ai_generated
 from .store import sha256
 
@@ -125,7 +125,7 @@ def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a 
     if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
     return _with_notes(pipeline(prompts, **options), prompts)
 
-# %% ../nbs/08_generate.ipynb #6a2fa709
+# %% ../nbs/08_generate.ipynb #ff532da6
 def generate(
     pipeline:DiffusionPipeline, # as `load_pipeline` gives it
     prompts:str|Sequence[str], # what to draw
@@ -143,7 +143,7 @@ def generate(
     "Draw pictures, each from its own seed"
     if min(steps, batch_size) < 1: raise ValueError(f'steps and batch_size must be at least 1, got {steps} and {batch_size}')
     size, images = size or picture_size(pipeline), []
-    if guidance_scale is None: guidance_scale = 2. if is_small(pipeline.unet) else 7.5
+    if guidance_scale is None: guidance_scale = default_guidance(pipeline.unet)
     prompts, masks, seeds = _equally_many(pipeline, prompts, conditioning_images, seeds, size)
     options = dict(num_inference_steps=steps, guidance_scale=guidance_scale, height=size, width=size) | (dict(controlnet_conditioning_scale=float(controlnet_conditioning_scale)) if masks else {})
     for n, start in enumerate(tqdm(starts := range(0, len(prompts), batch_size), 'generate', disable=not progress)):

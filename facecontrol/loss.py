@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Base', 'load_base', 'frozen_models', 'new_controlnet', 'controlnet_pipeline', 'pixels', 'sample_latents',
            'draw_timesteps', 'loss_target', 'encode_prompts', 'controlnet_loss', 'snr_weights', 'fingerprint', 'shard',
-           'Cache', 'cache_latents', 'rows_at', 'Batch', 'gather', 'draw_batch']
+           'Cache', 'check_columns', 'cache_latents', 'rows_at', 'Batch', 'gather', 'draw_batch']
 
 # %% ../nbs/05_loss.ipynb #d07b4a28
 import hashlib, io, shutil
@@ -232,17 +232,11 @@ def shard(
         with staged(out) as new: save_file({key: tensor.contiguous() for key, tensor in make().items()}, new/'shard.safetensors')
     return name, load_file(out/'shard.safetensors')
 
-# %% ../nbs/05_loss.ipynb #eaa31ea9
+# %% ../nbs/05_loss.ipynb #b52df0a9
 def _undecoded(rows, column): # for each row a picture, or {'bytes', 'path'} of one
     if not isinstance(rows, Dataset): return [row[column] for row in rows]
     if isinstance(rows.features[column], ImageFeature): rows = rows.cast_column(column, ImageFeature(decode=False))
     return rows[column]
-
-def _check_columns(rows, *columns):
-    if not len(rows): raise ValueError('rows must hold at least one row, got none')
-    there = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
-    for column in columns:
-        if column not in there: raise ValueError(f'rows must have a column {column}, got {", ".join(there)}')
 
 def _bytes(picture):
     if isinstance(picture, Image.Image): return repr((picture.mode, picture.size)).encode() + picture.tobytes()
@@ -303,7 +297,19 @@ def _caption_shards(base, table, folder, part, batch_size):
         found.append(shard(folder, [readers, numbers.encode()], lambda: _embeds(base, some, batch_size)))
     return found
 
-# %% ../nbs/05_loss.ipynb #58eb3a0b
+# %% ../nbs/05_loss.ipynb #7ca2cab9
+def check_columns(
+    rows:Sequence[dict], # a `datasets.Dataset`, or a list of dicts
+    columns:Sequence[str], # that must be there
+    name:str='the dataset', # what to call them in an error
+)->None:
+    "Refuse rows that lack a column"
+    if not len(rows): raise ValueError(f'{name} must hold at least one row, got none')
+    there = rows.column_names if isinstance(rows, Dataset) else list(rows[0])
+    missing = [column for column in columns if column not in there]
+    if missing: raise ValueError(f'{name} has no column {", ".join(missing)}; its columns are {", ".join(there)}')
+
+# %% ../nbs/05_loss.ipynb #df7c0210
 def cache_latents(
     base:Base, # whose VAE and text encoders
     rows:Sequence[dict], # a `datasets.Dataset`, or a list of dicts
@@ -317,7 +323,7 @@ def cache_latents(
     batch_size:int=32, # pictures, or captions, at a time
 )->Cache:
     "Run the frozen half of the loss once for each row"
-    _check_columns(rows, image_column, conditioning_image_column, caption_column)
+    check_columns(rows, (image_column, conditioning_image_column, caption_column))
     pictures, masks, captions = _undecoded(rows, image_column), _undecoded(rows, conditioning_image_column), _captions(rows, caption_column)
     table = ['', *sorted({caption for found in captions for caption in found} - {''})]
     seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, batch_size)

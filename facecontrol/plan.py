@@ -281,29 +281,34 @@ def _forget(unet, controlnet): # activations, as the trainer does: the mask read
     reader = controlnet.controlnet_cond_embedding
     reader.forward = partial(checkpoint, reader.forward, use_reentrant=False)
 
-# %% ../nbs/00_plan.ipynb #09a4ad42
+# %% ../nbs/00_plan.ipynb #5a4b755a
 GPUS = dict( # memory in GB; published TFLOP/s, dense: bfloat16 (float16 on a T4), float32 without tensor cores
     T4=(16, 65, 8.1), L4=(24, 121, 30.3), A10G=(24, 70, 31.5), RTX3090=(24, 71, 35.6), RTX4090=(24, 165, 82.6), A100=(40, 312, 19.5), H100=(80, 989, 67), H200=(141, 989, 67))
 CARDS = (6, 8, 12, 16, 24, 40, 80, 141) # GB
 MEMORY = {'8gb': 2, '6gb': 2, '4gb': 1} # the trainer's settings of these names: the optimizer's bytes for each weight
 
-_STEP_SHARE = 2 / 3 # of `machine_rate`, that a training step of the pocket base reaches: .67 and .68 on two cores of an EPYC, torch 2.13
+# %% ../nbs/00_plan.ipynb #230ba535
+_LIKENESS = dict(block_out_channels=(64, 128, 256, 256), cross_attention_dim=128, sample_size=16) # of a large base's UNet
 
+@lru_cache
 def machine_rate(
-    width:int=64, # channels
-    side:int=16, # pixels
-    batch:int=32, # pictures
+    base, # a name in `SHAPES`, or a folder; of a large one a small likeness is played
+    batch:int=8, # pictures
 )->float: # TFLOP/s
-    "How fast this machine's processor takes a block of convolutions forward and back"
+    "How fast this machine's processor takes a training step, played with numbers this time"
     import torch
-    block = torch.nn.Sequential(*[torch.nn.Sequential(torch.nn.GroupNorm(16, width), torch.nn.SiLU(), torch.nn.Conv2d(width, width, 3, padding=1)) for _ in range(8)])
-    block.to(memory_format=torch.channels_last)
-    x, taken = torch.randn(batch, width, side, side).to(memory_format=torch.channels_last).requires_grad_(), []
-    for _ in range(5):
+    unet_shape, vae_shape, _ = base_shapes(base)
+    if unet_shape.get('block_out_channels', (320,))[0] >= 256: unet_shape = _LIKENESS
+    factor = 2 ** (len(vae_shape['block_out_channels']) - 1)
+    networks = [network.to(memory_format=torch.channels_last) for network in _networks(unet_shape, False, False)]
+    def step(): _one_step(*networks, unet_shape['sample_size'] * factor, batch, factor)
+    with _flop_counter() as counter: step()
+    taken = []
+    for _ in range(3):
         start = perf_counter()
-        block(x).sum().backward()
+        step()
         taken.append(perf_counter() - start)
-    return 3 * 8 * 2 * 9 * width**2 * side**2 * batch / float(np.median(taken)) / 1e12
+    return counter.get_total_flops() / float(np.median(taken)) / 1e12
 
 # %% ../nbs/00_plan.ipynb #09552c5e
 class Plan(NamedTuple):
@@ -317,7 +322,7 @@ class Plan(NamedTuple):
     dollars:float
     command:str # that starts it
 
-# %% ../nbs/00_plan.ipynb #037f0965
+# %% ../nbs/00_plan.ipynb #3e6e5d13
 def _check(settings): # parameters of `plan`
     for name in ('train_batch_size', 'gradient_accumulation_steps', 'examples', 'num_train_epochs'):
         if settings[name] < 1: raise ValueError(f'{name} must be at least 1, got {settings[name]}')
@@ -336,9 +341,9 @@ def _resolved(settings): # parameters of `plan`, with what follows from them
     resolution, coarse = settings['resolution'] or unet_shape['sample_size'] * factor, factor * 2 ** (len(widths) - 1)
     if resolution < coarse or resolution % coarse: raise ValueError(f'resolution must be a multiple of {coarse}, got {resolution}')
     saving = dict(mixed_precision='bf16', gradient_checkpointing=True, use_8bit_adam=True) if settings['memory'] else {}
-    return settings | saving | dict(resolution=resolution, width=widths[0])
+    return settings | saving | dict(resolution=resolution)
 
-# %% ../nbs/00_plan.ipynb #957f9a41
+# %% ../nbs/00_plan.ipynb #44a63db7
 def _gigabytes(counted, settings): # what a card must have
     remembered = MEMORY.get(settings['memory'], 2 if settings['use_8bit_adam'] else 8)
     return 1.1 * (counted.alive(settings['train_batch_size']) + counted.trained * remembered) / 2**30 + 0.6
@@ -346,7 +351,7 @@ def _gigabytes(counted, settings): # what a card must have
 def _time(counted, settings): # steps, seconds of each, hours in all
     batch, examples = settings['train_batch_size'] * settings['gradient_accumulation_steps'], settings['examples']
     published = settings['gpu'] != 'this' and GPUS[settings['gpu']][1 if settings['mixed_precision'] == 'bf16' else 2]
-    rate = settings['share'] * published if published else _STEP_SHARE * machine_rate(settings['width'])
+    rate = settings['share'] * published if published else machine_rate(settings['base'], min(32, settings['train_batch_size']))
     steps, seconds = math.ceil(examples * settings['num_train_epochs'] / batch), batch * counted.flops / rate / 1e12
     return steps, seconds, (steps * seconds + examples * counted.encode_flops / rate / 1e12) / 3600
 

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-# %% ../nbs/06_report.ipynb #0087d2b9
+# %% ../nbs/06_report.ipynb #a4c2939d
 from .loss import Base, Cache, controlnet_loss, gather
-from .pocket import is_small
+from .pocket import default_guidance
 from .publish import SOURCES
 
-# %% ../nbs/06_report.ipynb #622172e0
+# %% ../nbs/06_report.ipynb #9f2094b4
 def ai_generated(
     **text:str, # more to say: prompt, seed, …
 )->PngInfo: # for `image.save(path, pnginfo=…)`
@@ -42,7 +42,7 @@ def validation_grid(
 )->Image.Image: # masks above, pictures below
     "What the ControlNet makes of a few masks"
     generators = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
-    images = pipeline(list(prompts), image=list(conditioning_images), num_inference_steps=steps, guidance_scale=2. if is_small(pipeline.unet) else 7.5, generator=generators).images
+    images = pipeline(list(prompts), image=list(conditioning_images), num_inference_steps=steps, guidance_scale=default_guidance(pipeline.unet), generator=generators).images
     size = images[0].width
     grid = Image.new('RGB', (size * len(images), 2 * size))
     for n, (mask, image) in enumerate(zip(conditioning_images, images)):

@@ -30,9 +30,9 @@ from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/07_train.ipynb #c8897233
+# %% ../nbs/07_train.ipynb #6d19679f
 from .checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
-from .loss import Base, Batch, Cache, cache_latents, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
+from .loss import Base, Batch, Cache, cache_latents, check_columns, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
 from .loss import load_base, new_controlnet
 from .memory import LADDER, Rung, StepInBackward, begin_step, checkpoint_blocks, end_step, make_optimizer
 from .plan import plan
@@ -92,7 +92,7 @@ def places(
             first = (process * gradient_accumulation_steps + n) * train_batch_size
             yield step, slice(first, first + train_batch_size)
 
-# %% ../nbs/07_train.ipynb #01fe7fa3
+# %% ../nbs/07_train.ipynb #9f456dec
 def load_rows(
     dataset_name:str|Path, # a built folder, or what `load_dataset` takes
     columns:Sequence[str], # that must be there
@@ -105,8 +105,7 @@ def load_rows(
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(f'dataset_name must be a folder with parquet files or a Hub id, got {dataset_name}: {str(error).splitlines()[0]}') from None
     if 'train' not in parts: raise ValueError(f"{dataset_name} must have a split 'train', got {', '.join(parts)}")
-    missing = [c for c in columns if c not in parts['train'].column_names]
-    if missing: raise ValueError(f'{dataset_name} has no column {", ".join(missing)}; its columns are {", ".join(parts["train"].column_names)}')
+    check_columns(parts['train'], columns, dataset_name)
     def first(rows, most): return rows.select_columns(list(columns)).select(range(min(most or len(rows), len(rows))))
     kept_back = next((parts[name] for name in ('test', 'validation') if len(parts.get(name, []))), None)
     return first(parts['train'], max_train_samples), first(kept_back, held_out_samples) if kept_back and held_out_samples else None
