@@ -1,6 +1,6 @@
 "Stable Diffusion 2.1 at its true size: with random weights for a GPU, or counted on tensors without contents"
 import gc
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 import torch
@@ -42,10 +42,11 @@ def count(
     batch:int=4, # rows
     side:int=64, # of the latents
     cached:bool=True, # False: with the VAE and the text encoder, as in diffusers' script
+    real:bool=False, # compute it all, with random numbers: minutes on a processor, and the memory that is counted
 )->Counted:
-    "Take a step of Stable Diffusion 2.1 without computing anything, and count"
+    "Take a step of Stable Diffusion 2.1, without computing anything unless told to, and count"
     half, own = (torch.bfloat16 if low else torch.float32 for low in (rung.frozen_bf16, rung.trained_bf16))
-    with FakeTensorMode():
+    with nullcontext() if real else FakeTensorMode():
         with _kind(half): unet, frozen = sd21_unet().requires_grad_(False), [] if cached else [sd21_vae().requires_grad_(False), sd21_text_encoder().requires_grad_(False)]
         with _kind(own): controlnet = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
         for blocks in (controlnet, unet.up_blocks): checkpoint_blocks(blocks, rung.checkpointing)

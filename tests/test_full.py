@@ -1,4 +1,5 @@
 "Stable Diffusion 2.1 at its true size, 512 px, batch 4: arithmetic and memory of a step, counted on tensors without contents"
+import os
 import pytest
 from facecontrol.memory import LADDER, Rung
 from facecontrol.plan import count_step
@@ -23,3 +24,8 @@ def test_selective_checkpointing_recomputes_nothing_that_is_dear(plain):
 def test_the_plan_counts_what_the_trainer_keeps():
     planned, kept = count_step('sd21', 512, 'bf16', gradient_checkpointing=True), count(LADDER['8gb'])
     assert abs((planned.alive(4) + 2 * planned.trained) / 2**30 / kept.peak - 1) < .1       # Adam's two numbers, a byte each
+
+@pytest.mark.skipif('SLOW' not in os.environ, reason='minutes, and 7 GB of memory: set SLOW')
+def test_a_real_step_takes_what_was_counted():
+    counted, real = count(LADDER['8gb']), count(LADDER['8gb'], real=True)
+    assert abs(real.peak / counted.peak - 1) < .02 and abs(real.tflop / counted.tflop - 1) < .01
