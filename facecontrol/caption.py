@@ -21,7 +21,7 @@ from .faces import caption_attributes
 from .pocket import best_device, path
 from .store import sha256
 
-# %% ../nbs/05_caption.ipynb #b026cf19
+# %% ../nbs/05_caption.ipynb #be23a17c
 _STUTTER = re.compile(r'\b(\w+(?: \w+){0,4}?)(?:,? (?:and )?\1\b)+')
 _HABIT = re.compile(r'^(?:there (?:is|are|\'s) )?(?:(an? )?araf\w+ )?')
 
@@ -31,7 +31,7 @@ def clean_caption(
     "Put a caption's spaces and punctuation right, drop its habits, and say nothing twice in a row"
     text = ' '.join(text.split())
     text = re.sub(r" ?([-']) ?", r'\1', re.sub(r' ([,.;:!?])', r'\1', text))
-    text = _HABIT.sub(lambda found: 'a ' if found[1] else '', text)
+    text = re.sub(r'^a (?=[aeiou])', 'an ', _HABIT.sub(lambda found: 'a ' if found[1] else '', text))
     return _STUTTER.sub(r'\1', text).strip(' ,')
 
 # %% ../nbs/05_caption.ipynb #7d814def

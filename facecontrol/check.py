@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RULES', 'Row', 'pose_of', 'look_of', 'measure_row', 'measure', 'judge', 'summary', 'check', 'drop']
 
-# %% ../nbs/07_check.ipynb #fef70c8b
+# %% ../nbs/07_check.ipynb #b38173b3
 import html, json
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from .dataset import LOG, finish, shards_of, write_shard
 from .facesynthetics import decode_image, decode_seg, parse_landmarks
 from .landmarks import draw_mask, landmark_box, nme, read_mask
 from .page import error_curves, figure, grid, headline, page, table
-from .store import sha256, staged, write_file
+from .store import sha256, staged, verify, write_file
 from .workers import spread
 
 # %% ../nbs/07_check.ipynb #a4b02ccf
@@ -76,21 +76,22 @@ def _undrawn(seg, points):
     large = noses[2][1:, cv2.CC_STAT_AREA] > .001 * seg.width * seg.height
     return int(np.sum(large & ~np.array(inside, bool)))
 
-# %% ../nbs/07_check.ipynb #9d2802ae
+# %% ../nbs/07_check.ipynb #138bf365
 def measure_row(
     row:dict, # as the parquet files have it
     shard:str, # its file
     number:int, # its place in it
 )->Row:
     "Look at a row"
-    image, mask = (decode_image(row[column]['bytes'], column) for column in ('image', 'spiga_seg'))
+    try: image, mask = (decode_image(row[column]['bytes'], column) for column in ('image', 'spiga_seg'))
+    except ValueError as error: raise ValueError(f'row {number} of {shard}: {error}') from None
     points, seg, text = np.array(row['spiga']), row.get('image_seg'), row.get('landmarks')
     true = parse_landmarks(text)[:68] if text else None
     known = true is not None and (true[36] != true[45]).any()
     return Row(
         id=Path(row['image']['path'] or f'{shard}/{number}').stem, shard=shard, number=number,
         error=float(nme(points[None], true[None])[0]) if known else None, pose=pose_of(points if true is None else true),
-        off=float(np.mean((points < -.5) | (points > np.array(image.size) - .5), axis=0).max()), misread=_misread(mask, points),
+        off=float(np.mean(((points < -.5) | (points > np.array(image.size) - .5)).any(axis=1))), misread=_misread(mask, points),
         undrawn=_undrawn(decode_seg(seg['bytes']), points) if seg and seg['bytes'] else 0, look=look_of(image), caption=row.get('image_caption') or '')
 
 # %% ../nbs/07_check.ipynb #f8eb3c23
@@ -114,7 +115,7 @@ def measure(
         found = dict(spread(partial(_measure_shard, folder=dataset), shards, workers, bar.update))
     return [row for shard in shards for row in found[shard]]
 
-# %% ../nbs/07_check.ipynb #d1e220f7
+# %% ../nbs/07_check.ipynb #ce186b3c
 RULES = {
     'mask': 'the mask is not the drawing of its points',
     'off_frame': 'more than a tenth of the points lie outside the picture',
@@ -128,12 +129,13 @@ def judge(
     rows:list, # of `Row`
 )->list: # for each row the names of the RULES that it breaks
     "What is wrong with which row?"
-    said, verdicts = Counter(row.caption for row in rows), []
-    silent = said[''] == len(rows)   # all of them: that is an experiment, not a fault
-    for row, seen in zip(rows, _seen_before([row.look for row in rows])):
+    copies = _seen_before([row.look for row in rows])
+    said, verdicts = Counter(row.caption for row, copy in zip(rows, copies) if not copy), []
+    silent = not any(row.caption for row in rows)   # all of them: that is an experiment, not a fault
+    for row, copy in zip(rows, copies):
         broken = dict(
             mask=row.misread > .5, off_frame=row.off > .1, detector=row.error is not None and row.error > .08, undrawn=row.undrawn > 0,
-            duplicate=seen, no_caption=not row.caption and not silent,
+            duplicate=copy, no_caption=not row.caption and not silent,
             repeated_caption=row.caption != '' and said[row.caption] > max(2, len(rows) / 50))
         verdicts.append([rule for rule in RULES if broken[rule]])
     return verdicts
@@ -195,7 +197,7 @@ def check(
     write_file(report, page(f'{dataset.name}: quality', ''.join(body), 'Pictures of the dataset; its card says where they come from.'))
     return found | dict(report=str(report))
 
-# %% ../nbs/07_check.ipynb #61797a89
+# %% ../nbs/07_check.ipynb #5a7fdced
 def drop(
     dataset:str|Path, # folder, written by `build`
     out:str|Path, # folder: new, empty, or written by us before
@@ -209,6 +211,7 @@ def drop(
         if rule not in RULES: raise ValueError(f'rules must be among {", ".join(RULES)}, got {rule!r}')
     dataset = Path(dataset)
     if not (dataset/LOG).exists(): raise ValueError(f'dataset must be a folder that build wrote, got {dataset}, which has no {LOG}')
+    verify(dataset)   # half a build is not made whole by dropping rows
     header, *lines = map(json.loads, (dataset/LOG).read_text(encoding='utf-8').splitlines())
     header['settings']['dropped'] = rules
     rows = measure(dataset, workers, progress)

@@ -77,7 +77,7 @@ def faces(
     draw_frames(out, n, seed, size, zip)
     print(f'{n:,} faces are in {out}')
 
-# %% ../nbs/12_cli.ipynb #c74641b9
+# %% ../nbs/12_cli.ipynb #5e695269
 @app.command()
 def build(
     frames:Annotated[str, Argument(help="a folder, a zip, the first of a zip's parts, or a Hub id")],
@@ -85,7 +85,7 @@ def build(
     detector:Annotated[str, Option(help="pocket, spiga, or dataset: the frames' own points")]='pocket',
     captioner:Annotated[str, Option(help='pocket, blip, blip-large, none, or dataset')]='pocket',
     boxes:Annotated[str, Option(help="where the detector looks: given by the frames, or found")]='given',
-    style:Annotated[str, Option(help="put before every caption, such as 'a 3d render of '")]='',
+    style:Annotated[str, Option(help="said in every caption, such as 'a 3d render of {}'")]='',
     workers:Annotated[int, Option(help='processes with models of their own; 0: none')]=0,
     shard_size:Annotated[int, Option(help='frames a file')]=256,
     size:Annotated[int|None, Option(help='of the pictures, in pixels; as they are if not given')]=None,

@@ -201,7 +201,7 @@ def plan_shards(
         for k, part in enumerate(parts): shards[f'data/{split}-{k:05d}-of-{len(parts):05d}.parquet'] = part
     return shards
 
-# %% ../nbs/06_dataset.ipynb #2034e723
+# %% ../nbs/06_dataset.ipynb #656501a2
 LOG = 'shards.jsonl'
 
 def _resume(out, settings):
@@ -217,6 +217,7 @@ def _resume(out, settings):
         write_file(log, lines[0] + '\n')
     try: header, *lines = map(json.loads, lines)
     except ValueError as error: raise ValueError(f'{log} is damaged ({error}): build into a new folder') from error
+    header['settings']['source'] = settings['source']   # changes the card, and no row
     for name, value in settings.items():
         before = header['settings'].get(name)
         if before != value:
@@ -326,10 +327,14 @@ def finish(
     write_manifest(out, settings)
     return Built(**rows, missed=missed, bad=bad, shards=len(lines))
 
-# %% ../nbs/06_dataset.ipynb #8d8e2f95
+# %% ../nbs/06_dataset.ipynb #21833a32
 def _named(call):
     if call is None: return 'dataset'
-    return getattr(call, 'settings', None) or getattr(call, '__qualname__', type(call).__qualname__)
+    if settings := getattr(call, 'settings', None): return settings
+    made = (call.func, call.args, call.keywords) if isinstance(call, partial) else getattr(call, 'recipe', None)   # of a `Lazy`
+    def said(value): return _named(value) if callable(value) else repr(value)
+    if made: return ' '.join([_named(made[0]), *map(said, made[1]), *(f'{name}={said(value)}' for name, value in made[2].items())])
+    return getattr(call, '__qualname__', type(call).__qualname__)
 
 def _same_frames(frames, ids):
     "What tells one set of frames from another: how many, their names, and the first one's picture"
@@ -346,23 +351,25 @@ class _Listed(list):
         twice = [id for id, count in Counter(self.ids).items() if count > 1]
         if twice: raise ValueError(f'frames must have ids of their own, got {twice[0]!r} twice')
 
-# %% ../nbs/06_dataset.ipynb #9d990cba
+# %% ../nbs/06_dataset.ipynb #9b08a231
 def _settings(frames, ids, detect, caption, **others):
     "All that the bytes depend on, as the log has it; and what each shard was made with"
     settings = dict(frames=_same_frames(frames, ids), detector=_named(detect), captioner=_named(caption), **others)
     settings = json.loads(json.dumps(settings))
-    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps(settings | dict(source=None)).encode()).hexdigest()[:16]
     return settings, dict(settings=digest, versions=origin()['versions'] | dict(opencv=cv2.__version__))
 
-def _check_arguments(frames, source, shares, **counts):
+def _check_arguments(frames, source, models, shares, **counts):
     if not len(frames.ids): raise ValueError('frames must hold at least one frame, got none')
+    for name, model in models.items():
+        if model not in (None, 'dataset') and not callable(model): raise ValueError(f"{name} must be a function, 'dataset' or None, got {model!r}: load_detector and load_captioner make functions")
     if source not in SOURCES: raise ValueError(f'source must be one of {", ".join(SOURCES)}, got {source!r}')
     for name, value in counts.items():
         if value is not None and value < 1: raise ValueError(f'{name} must be at least 1, got {value}')
     for name, value in shares.items():
         if not 0 <= value <= 1: raise ValueError(f'{name} must be 0 to 1, got {value}')
 
-# %% ../nbs/06_dataset.ipynb #bcbad524
+# %% ../nbs/06_dataset.ipynb #71bc57b7
 def build(
     frames:Iterable, # `facesynthetics.frames(…)`, or any `Frame`s
     detect:Callable|str|None, # `detect(images, boxes)` → list of `(68, 2)` or None; 'dataset' or None: the source's own points
@@ -382,7 +389,7 @@ def build(
 )->Built: # counts of rows and of what was put aside, over all runs
     "Build a dataset, or go on with one; the result is the same bytes"
     if not hasattr(frames, 'ids'): frames = _Listed(frames)
-    _check_arguments(frames, source, dict(test_share=test_share, max_bad=max_bad), shard_size=shard_size, batch_size=batch_size, size=size, limit=limit, threads=threads)
+    _check_arguments(frames, source, dict(detect=detect, caption=caption), dict(test_share=test_share, max_bad=max_bad), shard_size=shard_size, batch_size=batch_size, size=size, limit=limit, threads=threads)
     detect, caption = (None if model == 'dataset' else model for model in (detect, caption))
     out, ids = Path(out), frames.ids[:limit]
     plan = plan_shards(ids, shard_size, test_share)

@@ -330,7 +330,7 @@ def build_page(
         button.click(draw, [landmarks, *wishes, *sliders], results, concurrency_limit=1, show_progress_on=results[0])
     return page.queue(max_size=20)
 
-# %% ../nbs/10_demo.ipynb #ed687d08
+# %% ../nbs/10_demo.ipynb #92dd6130
 class Guard:
     "Turns away calls from foreign pages, under foreign names, and uploads that are too large"
     def __init__(self,
@@ -347,6 +347,7 @@ class Guard:
         host, origin, length = headers.get('host', ''), headers.get('origin'), headers.get('content-length', '0')
         if host.rpartition(':')[0] not in self.hosts and host not in self.hosts: return 403, f'host must be one of {", ".join(self.hosts)}, got {host!r}'
         if origin and urlsplit(origin).netloc != host: return 403, f'origin must be this page, got {origin!r}'
+        if 'transfer-encoding' in headers: return 411, 'a request must say how long it is'
         if not length.isdecimal() or int(length) > self.limit: return 413, f'a request must have at most {self.limit:,} bytes, got {length}'
 
     async def __call__(self, scope, receive, send):

@@ -186,7 +186,7 @@ def squares_of(
     return [square_around((0, 0, *image.size), scale=1) if box is None else square_around(_check_box(box, image, i))
             for i, (image, box) in enumerate(zip(images, boxes))]
 
-# %% ../nbs/04_detect.ipynb #9bd398ee
+# %% ../nbs/04_detect.ipynb #7eb66fc5
 def through_squares(
     locate, # `(n, size, size, 3)` uint8 → landmarks `(n, 68, 2)` in pixels of the window; `(n,)` bool: is there a face; `(n, 6)` poses, or None
     size:int, # of the windows it wants, pixels
@@ -204,6 +204,7 @@ def through_squares(
     )->list: # for each picture `(68, 2)` float32, x, y in its pixels; or None: no face
         "Find the landmarks of one face in each picture"
         images = _check_images(images)
+        if batch_size < 1: raise ValueError(f'batch_size must be at least 1, got {batch_size}')
         squares, found = squares_of(images, boxes), [None] * len(images)
         if find: squares = [_found_square(find, image) if boxes is None or boxes[i] is None else squares[i] for i, image in enumerate(images)]
         seen = [i for i, square in enumerate(squares) if square]
@@ -404,7 +405,7 @@ def read_weights(
 # %% ../nbs/04_detect.ipynb #cf50216a
 SPIGA_HUB = 'aprados/spiga' # its authors' repository of weights
 
-# %% ../nbs/04_detect.ipynb #2a5cc44d
+# %% ../nbs/04_detect.ipynb #473a8176
 def spiga_weights(
     scheme:str='300wpublic', # one of `SCHEMES`
     revision:str=None, # a commit of the repository; None: the newest, or the one noted at the first download
@@ -427,7 +428,8 @@ def spiga_weights(
             folder.parent.mkdir(parents=True, exist_ok=True)
             with staged(folder, dict(repository=SPIGA_HUB, file=name, revision=revision, sha256=expected)) as new_folder:
                 save_file({k: w.clone(memory_format=torch.contiguous_format) for k, w in weights.items()}, new_folder/'model.safetensors')
-    except (OSError, pickle.UnpicklingError) as error:
+    except ValueError: raise
+    except Exception as error:   # a Hub that does not answer fails in as many ways as it has versions
         raise ValueError(f"{name} could not be had from {SPIGA_HUB}: {str(error).splitlines()[0]} (a file on disk goes into weights=)") from None
     return folder/'model.safetensors'
 

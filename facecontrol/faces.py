@@ -1062,14 +1062,15 @@ def _has(face, said, tinted):
     if 'glasses' in said: having.append('glasses')
     return having
 
-# %% ../nbs/02_faces.ipynb #c2a74b74
+# %% ../nbs/02_faces.ipynb #b02d9965
 def face_caption(
     face:Face, # what is drawn
     style:bool=False, # say the style as well
-    drop:float=0., # chance that a trait goes unsaid
+    drop:float=0., # chance that a trait goes unsaid, 0 to 1
     seed:int=0, # of what goes unsaid
 )->str: # one sentence
     "The sentence that states a face's traits"
+    if not 0 <= drop <= 1: raise ValueError(f'drop must lie between 0 and 1, got {drop}')
     def tinted(colour, thing): return thing if face.style == 'sketch' else f'{colour} {thing}'
     said, noun, wearing = _said(face, drop, seed), face.concept, []
     if noun == 'person' and face.traits['cut'] == 'bald' and 'hair' in said: noun = 'bald person'
@@ -1136,16 +1137,16 @@ def _draw_some(seeds, size, concept, style):
     drawn = [draw_face(sample_face(seed, concept, style), size) for seed in seeds]
     return [np.stack([np.asarray(getattr(drawing, name)) for drawing in drawn]) for name in _ARRAYS]
 
-# %% ../nbs/02_faces.ipynb #473fbdbe
+# %% ../nbs/02_faces.ipynb #ca0e676f
 def draw_faces(
     seeds, # integers, at least one
     size:int=128, # of the square pictures, px
     concept:str='person', # one of CONCEPTS, or 'any'
     style:str='render', # one of STYLES, or 'any'
-    workers:int=None, # processes; None: one a core, 1: none
+    workers:int|None=None, # processes; None: one a core, 1: none
 )->dict: # image `(n, size, size, 3)` uint8, image_seg, landmarks `(n, 70, 2)`, visible `(n, 68, 2)`, faces list
     "Draw many faces at once, in several processes"
-    seeds = [int(seed) for seed in seeds]
+    seeds = [int(seed) if isinstance(seed, np.integer) else seed for seed in seeds]
     if not seeds: raise ValueError('seeds must hold at least one integer, got none')
     faces = [sample_face(seed, concept, style) for seed in seeds]
     parts = [seeds[i:i + 64] for i in range(0, len(seeds), 64)]

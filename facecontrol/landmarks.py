@@ -389,13 +389,13 @@ def nme(
     error = np.linalg.norm(predicted - true, axis=-1).mean(axis=-1) / unit
     return np.where(np.isfinite(error), error, np.inf)
 
-# %% ../nbs/01_landmarks.ipynb #57a0d49f
+# %% ../nbs/01_landmarks.ipynb #181ddf19
 def failure_rate(
     errors:np.ndarray, # `(n,)` from `nme`
     threshold:float, # a larger error is a failure; fraction of the norm
 )->float: # 0 to 1
     "The share of faces that went wrong"
-    return float(np.mean(np.asarray(errors) > threshold))
+    return float(np.mean(~(np.asarray(errors) <= threshold)))   # a NaN is no success
 
 # %% ../nbs/01_landmarks.ipynb #d9d97121
 def auc(

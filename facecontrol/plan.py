@@ -310,7 +310,7 @@ def machine_rate(
         taken.append(perf_counter() - start)
     return counter.get_total_flops() / float(np.median(taken)) / 1e12
 
-# %% ../nbs/00_plan.ipynb #09552c5e
+# %% ../nbs/00_plan.ipynb #16d686d3
 class Plan(NamedTuple):
     "What a training will take"
     parameters:int # in training
@@ -320,7 +320,7 @@ class Plan(NamedTuple):
     seconds_per_step:float
     hours:float # caching included
     dollars:float
-    command:str # that starts it
+    command:str # its settings as a command line, for a --dataset_name and --output_dir of yours
 
 # %% ../nbs/00_plan.ipynb #3e6e5d13
 def _check(settings): # parameters of `plan`

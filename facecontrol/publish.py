@@ -17,7 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .store import MANIFEST, verify
 
-# %% ../nbs/05_publish.ipynb #7a87c507
+# %% ../nbs/05_publish.ipynb #84dcd6ee
 SOURCES = {
     'facesynthetics': (dict(license='other', license_name='r-uda', license_link='https://github.com/microsoft/FaceSynthetics/blob/main/LICENSE.txt'),
 '''The faces are from [FaceSynthetics](https://github.com/microsoft/FaceSynthetics) by Microsoft, rendered by a computer.
@@ -26,7 +26,7 @@ Some pictures show hands, or further faces at the side. Rendered faces look rend
     'drawn': (dict(license='apache-2.0'),
 '''The faces were drawn by a program, `facecontrol.faces`. They show nobody, and little of the variety of real faces.'''),
     'unknown': (dict(license='unknown'),
-'''Whose faces these are was not stated. Say so here, and under what licence they may be used, before this dataset is shared.''')}
+'''Whose faces these are was not stated. Say so before this dataset is shared: `build`, called once more with a `source`, writes this card again and nothing else.''')}
 
 # %% ../nbs/05_publish.ipynb #6742f4ca
 def _measured(errors):
@@ -61,14 +61,18 @@ def _head(info, source):
     DatasetInfosDict(default=info).to_dataset_card_data(data)
     return data.to_yaml()
 
-# %% ../nbs/05_publish.ipynb #e8a239d2
+# %% ../nbs/05_publish.ipynb #7d724cd8
+_HOLDS = dict(
+    image='the picture', image_seg='a class per pixel, where the source has them', landmarks='the 70 points of the source, one "x y" a line, where it has them',
+    spiga='68 points by the detector `{detector}`', spiga_seg='those points as an illustrated mask: the conditioning image', image_caption='a sentence by the captioner `{captioner}`')
+
 _WARNINGS = '''**Bias.** Detector and captioner make mistakes, and not equally often for everybody:
 a row that was left out, or captioned wrongly, is more likely a face unlike those that they were trained on. Nobody has measured by how much.
 
 **Use.** Meant for learning and research about controlled generation of faces. Not meant for recognising, judging or imitating people, or for deciding anything about anybody.
 '''
 
-# %% ../nbs/05_publish.ipynb #e09d85fc
+# %% ../nbs/05_publish.ipynb #8e06a548
 def dataset_card(
     settings:dict, # of the build: 'detector', 'captioner', 'frames'
     info:DatasetInfo, # columns, and the splits with rows and bytes
@@ -92,11 +96,7 @@ def dataset_card(
 
 | column | holds |
 |---|---|
-| `image`, `image_seg` | the picture, and a class per pixel |
-| `landmarks` | the source's own 70 points, one "x y" a line |
-| `spiga` | 68 points by the detector `{settings['detector']}` |
-| `spiga_seg` | those points as an illustrated mask: the conditioning image |
-| `image_caption` | a sentence by the captioner `{settings['captioner']}` |
+{chr(10).join(f'| `{name}` | {holds.format(**settings)} |' for name, holds in _HOLDS.items() if name in info.features)}
 
 **Landmarks.** {_measured(np.asarray(errors))}
 

@@ -114,7 +114,7 @@ def _flat(groups): # {group: {name: value}} -> one level
     said = lambda value: f'{value:.4g}' if isinstance(value, float) else value
     return {f'{group}: {name.replace("_", " ")}': said(value) for group, values in groups.items() for name, value in values.items()}
 
-# %% ../nbs/11_quickstart.ipynb #d35050ce
+# %% ../nbs/11_quickstart.ipynb #00b0e971
 def report_page(
     report:dict, # the figures, as in report.json
     samples:list, # {'image', 'mask', 'caption'} of rows that were trained on
@@ -132,7 +132,7 @@ def report_page(
     body = f'''<h1>Does the face follow the mask?</h1>
 <p>{report["settings"]["n_faces"]:,} faces were drawn, their landmarks detected, masked and captioned. A ControlNet learned from them. Then it was given masks of faces that it had never seen, and the landmarks of what it drew were detected again. Every picture and figure on this page was made in this run.</p>
 {page.headline(figures)}
-<div class="grid half">{shares}<p><b>How to read it.</b> Follow a curve upwards from an error on the floor: so many of the faces are at most that far off. The error of a face is the mean distance between its 68 points and those of the mask, measured in distances between the outer eye corners; where no face was found it is infinite. The gap between the curves is what the ControlNet has learned.</p></div>
+<div class="grid half">{shares}<p><b>How to read it.</b> Follow a curve upwards from an error on the horizontal axis: so many of the faces are at most that far off. The error of a face is the mean distance between its 68 points and those of the mask, measured in distances between the outer eye corners; where no face was found it is infinite. The gap between the curves is what the ControlNet has learned.</p></div>
 <h2>Two curves, one choice</h2><div class="grid half">{page.embed(curves, "error and retention over training")}<p>{html.escape(choice["why"][0].upper() + choice["why"][1:])}. <b>Retention</b> is how much of what the base can draw, cats and ogres, oil and pencil, is still recognised when it is drawn on a face's mask; above 100% is luck. All of it is in <code>controlnet/evaluation/report.html</code>.</p></div>
 <h2>Held-out masks, and what was drawn on them</h2><p>The mask, the face drawn on it, and the same prompt and seed without it. The first {min(24, len(results))} in order, not a choice.</p>{page.grid(map(_result, results[:24]), 3)}
 <h2>The worst of all {len(results)}</h2><p>Where it fails is where the next idea is.</p>{page.grid(map(_result, worst), 3)}
@@ -173,7 +173,7 @@ def write_report(
     with Image.open(Path(out)/'controlnet/evaluation/curves.png') as curves: write_file(Path(out)/'report.html', report_page(report, samples, results, probes, curves.convert('RGB')))
     contact_sheet(results).save(Path(out)/'quickstart.png', pnginfo=ai_generated())
 
-# %% ../nbs/11_quickstart.ipynb #c3fe1a32
+# %% ../nbs/11_quickstart.ipynb #98d7a1a8
 def quickstart(
     out:str|Path='runs/quickstart', # folder for everything; replaced as a whole when all is done
     seed:int=0, # of the faces, the training and the pictures
@@ -203,5 +203,5 @@ def quickstart(
         report = dict(adherence=summary(results[judges:]), chosen={name: choice[name] for name in ('step', 'scale', 'nme_median', 'retention', 'why')}, detector=detector, captions=captions, base=known,
                       train={name: trained[name] for name in ('steps', 'seconds', 'final_loss')}, seconds=seconds,
                       seconds_total=round(time.time() - begun, 1), settings=settings, **origin())
-        write_report(run, report, results, probes)
+        write_report(run, report, results[judges:], probes)
     return report

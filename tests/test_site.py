@@ -200,10 +200,10 @@ def test_on_colab_it_installs_what_is_missing_and_leaves_torch_alone(monkeypatch
     monkeypatch.setattr(os, 'chdir', places.append)
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
     exec(colab(nbs/'index.ipynb'), {})
-    clone, install = asked
+    clone, install, alone = asked
     assert clone[:2] == ['git', 'clone'] and ini['git_url'] in clone and places == ['/content/course/nbs']
     assert install[install.index('-c') + 1] in files and files[install[install.index('-c') + 1]] == f'torch=={version("torch")}'
-    assert not [word for word in install if word.startswith(('torch', '-U', '--upgrade', '--force'))]
+    assert not [word for word in install + alone if word.startswith(('torch', '-U', '--upgrade', '--force'))] and alone[-2:] == ['--no-deps', 'spiga==0.0.6']
     extras = re.search(r'\[(.*)\]', ' '.join(install))[1].split(',')
     assert all(f'{extra}_requirements' in ini for extra in extras) and 'the CPU will do' in capsys.readouterr().out
 
