@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
-# %% ../nbs/09_evaluate.ipynb #2e4105a8
+# %% ../nbs/09_evaluate.ipynb #bda569e7
 from . import page
 from .detect import load_detector
 from .faces import CONCEPTS, MEAN_HEAD, POCKET_SEEDS, STYLE_WORDS, STYLES, caption_attributes, draw_faces, face_caption
@@ -39,7 +39,7 @@ from .checkpoint import checkpoints
 from .loss import fingerprint
 from .pocket import best_device, path
 from .report import ai_generated
-from .store import lock, origin, write_file, write_json
+from .store import MANIFEST, lock, origin, sha256, write_file, write_json
 
 # %% ../nbs/09_evaluate.ipynb #1adb81af
 def bootstrap(
@@ -687,7 +687,7 @@ def _points(exam, checkpoints, scales, grid, keep, slack): # every checkpoint at
     where = checkpoints if grid else [choose(points, keep, slack)['step']]
     return points + [measure(exam, checkpoints[step], step, float(scale)) for step in where for scale in scales if scale != 1]
 
-# %% ../nbs/09_evaluate.ipynb #0218ddf6
+# %% ../nbs/09_evaluate.ipynb #9b738d2c
 def evaluate_run(
     run:str|Path, # a training's output_dir, a ControlNet's folder, or a Hub id such as 'multimodalart/uncannyfaces_25K'
     dataset:str|Path|None=None, # built folder with held-out rows; None: the run's own, or else faces drawn for the occasion
@@ -712,6 +712,7 @@ def evaluate_run(
         report = _findings(exam, _points(exam, found.checkpoints, scales, grid, keep, slack), found.checkpoints, keep, slack)
         report |= dict(settings=settings | dict(base=str(found.base)), seconds=round(time.time() - begun, 1), **origin())
         _write(found.out, exam, report, found.checkpoints[report['chosen']['step']])
+        if found.out == Path(run)/'evaluation': _on_the_card(Path(run), found.out, report)
     return report
 
 # %% ../nbs/09_evaluate.ipynb #5eb814f9
@@ -740,6 +741,24 @@ def _write(out, exam, report, controlnet): # the four files
     where = os.path.relpath(controlnet, out) if Path(controlnet).is_dir() else str(controlnet)   # the run may be moved
     write_json(out/'chosen.json', chosen | dict(controlnet=where, base=report['settings']['base']))
     write_file(out/'report.html', evaluation_page(report, exam, controlnet, curves, *others))
+
+# %% ../nbs/09_evaluate.ipynb #23e22224
+_MEASURED = '\n## Measured\n'
+
+def _on_the_card(run, out, report): # of a finished training
+    card, manifest, said = run/'README.md', run/MANIFEST, report['chosen']
+    if not (card.is_file() and manifest.is_file()): return
+    write_file(run/'evaluation.png', (out/'curves.png').read_bytes())
+    write_file(card, card.read_text(encoding='utf-8').partition(_MEASURED)[0] + _MEASURED + f'''
+By `facecontrol evaluate`, on {len(said['errors'])} masks: {said['why']}. Median error {page.percent(said['nme_median'])} of the distance between the eyes
+(the detector's own {page.percent(report['floor'])}, without control {page.percent(report['ceiling'])}); {said['retention']:.0%} of what the base knew is kept.
+Step and scale were chosen by these very pictures, so they flatter a little. The weights beside this card are those of the last step.
+
+![Error and retention over the steps](evaluation.png)
+''')
+    known = json.loads(manifest.read_text(encoding='utf-8'))
+    for file in (card, run/'evaluation.png'): known['files'][file.name] = dict(bytes=file.stat().st_size, sha256=sha256(file))
+    write_file(manifest, json.dumps(known, indent=1) + '\n')
 
 # %% ../nbs/09_evaluate.ipynb #d58c7282
 def _rendered(figure): # a Matplotlib figure as a picture
