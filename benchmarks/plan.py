@@ -34,14 +34,14 @@ def timed(work, times, device):
 def on_processor(times, batch=32):
     base = load_base('pocket')
     unet, controlnet = (m.to(memory_format=torch.channels_last) for m in (base.unet, new_controlnet(base.unet)))
-    counted, before = count_step(path('sd'), 128, 'no'), resident()
+    before = resident()
     optimizer = torch.optim.AdamW(controlnet.parameters(), 1e-5, fused=True)
     real = timed(lambda: step(unet, controlnet, base.scheduler, optimizer, batch, 128, 'cpu', False), times + 1, 'cpu')
     grown = (resident(peak=True) - before) / 2**20 # before the plan plays a step of its own
     planned = plan(path('sd'), train_batch_size=batch, mixed_precision='no', gpu='this')
     weights = sum(p.nbytes for m in (unet, controlnet) for p in m.parameters())
     print(f'pocket, batch {batch}, {torch.get_num_threads()} threads: planned {planned.seconds_per_step:.2f} s a step, real {real:.2f} ({planned.seconds_per_step / real - 1:+.0%}, wanted within 30 %)')
-    alive = (1.1 * (counted.alive(batch) + 8 * counted.trained) - weights) / 2**20 # as `plan` does: a tenth is for what lies idle between tensors
+    alive = (planned.gigabytes - .6) * 2**10 - weights / 2**20 # the .6 are a graphics card's own
     print(f'memory over the weights: planned {alive:.0f} MiB, the process grew by {grown:.0f} MiB ({alive / grown - 1:+.0%}, wanted within 20 %)')
 
 def on_card(times, batch=4):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .dataset import LOG, finish, shards_of, write_shard
 from .facesynthetics import decode_image, decode_seg, parse_landmarks
-from .landmarks import draw_mask, landmark_box, nme, read_mask
+from .landmarks import check_landmarks, draw_mask, landmark_box, nme, read_mask
 from .page import error_curves, figure, grid, headline, page, table
 from .store import sha256, staged, verify, write_file
 from .workers import spread
@@ -82,10 +82,13 @@ def measure_row(
     shard:str, # its file
     number:int, # its place in it
 )->Row:
-    "Look at a row"
-    try: image, mask = (decode_image(row[column]['bytes'], column) for column in ('image', 'spiga_seg'))
+    "Look at a row, or say which one can't be looked at, and why"
+    try: return _measured(row, shard, number)
     except ValueError as error: raise ValueError(f'row {number} of {shard}: {error}') from None
-    points, seg, text = np.array(row['spiga']), row.get('image_seg'), row.get('landmarks')
+
+def _measured(row, shard, number):
+    image, mask = (decode_image(row[column]['bytes'], column) for column in ('image', 'spiga_seg'))
+    points, seg, text = check_landmarks(row['spiga'], 'spiga'), row.get('image_seg'), row.get('landmarks')
     true = parse_landmarks(text)[:68] if text else None
     known = true is not None and (true[36] != true[45]).any()
     return Row(
@@ -213,7 +216,7 @@ def drop(
     if not (dataset/LOG).exists(): raise ValueError(f'dataset must be a folder that build wrote, got {dataset}, which has no {LOG}')
     verify(dataset)   # half a build is not made whole by dropping rows
     header, *lines = map(json.loads, (dataset/LOG).read_text(encoding='utf-8').splitlines())
-    header['settings']['dropped'] = rules
+    header['settings']['dropped'] = list(dict.fromkeys([*header['settings'].get('dropped', []), *rules]))   # a second time, too
     rows = measure(dataset, workers, progress)
     why = {(row.shard, row.number): broken for row, all_broken in zip(rows, judge(rows)) if (broken := [rule for rule in all_broken if rule in rules])}
     ids = {(row.shard, row.number): row.id for row in rows}

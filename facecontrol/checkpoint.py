@@ -20,7 +20,7 @@ from .store import staged, verify
 
 # %% ../nbs/06_checkpoint.ipynb #23279cf9
 def save_checkpoint(
-    folder:str|Path, # becomes `controlnet/`, `optimizer.safetensors`, `history.json` and a manifest
+    folder:str|Path, # becomes `controlnet/`, `controlnet_ema/` if there is a mean, `optimizer.safetensors`, `history.json` and a manifest
     controlnet:ControlNetModel, # in training
     optimizer:torch.optim.Optimizer, # over its parameters
     history:dict, # 'losses': of every step so far, and whatever else JSON holds

@@ -6,7 +6,7 @@
 __all__ = ['app', 'main', 'quickstart', 'plan', 'faces', 'build', 'check', 'train', 'generate', 'evaluate', 'publish', 'demo']
 
 # %% ../nbs/12_cli.ipynb #d1d03bab
-import os, sys
+import json, os, sys
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -46,7 +46,7 @@ def plan(
     mixed_precision:Annotated[str, Option('--mixed_precision', help='bf16 or no')]='bf16',
     gradient_checkpointing:Annotated[bool, Option('--gradient_checkpointing', help='compute twice instead of keeping')]=False,
     use_8bit_adam:Annotated[bool, Option('--use_8bit_adam', help='a smaller optimizer')]=False,
-    memory:Annotated[str|None, Option(help="8gb, 6gb or 4gb: the trainer's setting of that name")]=None,
+    memory:Annotated[str|None, Option(help="equal, 8gb, 6gb or 4gb: the trainer's setting of that name")]=None,
     examples:Annotated[int, Option(help='pictures in the dataset')]=100_000,
     num_train_epochs:Annotated[int, Option('--num_train_epochs', help='times each is seen')]=1,
     gpu:Annotated[str, Option(help="T4, L4, A10G, RTX3090, RTX4090, A100, H100, H200, or this: the processor at hand")]='A100',
@@ -84,7 +84,7 @@ def build(
     out:Annotated[Path, Argument(help='folder: new, or a build to go on with')],
     detector:Annotated[str, Option(help="pocket, spiga, or dataset: the frames' own points")]='pocket',
     captioner:Annotated[str, Option(help='pocket, blip, blip-large, none, or dataset')]='pocket',
-    boxes:Annotated[str, Option(help="where the detector looks: given by the frames, or found")]='given',
+    boxes:Annotated[str, Option(help="where the detector looks if a frame has no landmarks: given, at all of the picture; found, at the largest face")]='given',
     style:Annotated[str, Option(help="said in every caption, such as 'a 3d render of {}'")]='',
     workers:Annotated[int, Option(help='processes with models of their own; 0: none')]=0,
     shard_size:Annotated[int, Option(help='frames a file')]=256,
@@ -92,7 +92,7 @@ def build(
     test_share:Annotated[float, Option(help='of the frames, held out, 0 to 1')]=.05,
     limit:Annotated[int|None, Option(help='only the first so many frames')]=None,
     max_bad:Annotated[float, Option(help='share of bad frames to put up with, 0 to 1')]=.05,
-    source:Annotated[str, Option(help="whose faces: facesynthetics, drawn or unknown; decides the card's licence")]='unknown',
+    source:Annotated[str, Option(help="whose faces: facesynthetics, drawn or unknown; decides the card's licence (of your own, write it into the card)")]='unknown',
 )->None:
     "Turn frames into a dataset; run again to go on."
     if boxes not in ('given', 'found'): raise ValueError(f"--boxes must be given or found, got {boxes!r}")
@@ -127,15 +127,24 @@ def check(
 @app.command(add_help_option=False, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def train(
     context:typer.Context,
+    base:Annotated[str|None, Option('--pretrained_model_name_or_path', help='handed on')]=None,
     stop_when_worse:Annotated[int|None, Option('--stop_when_worse', help='measure each checkpoint; end when so many in a row are no better, or have forgotten')]=None,
+    detector:Annotated[str, Option(help='for that: pocket or spiga')]='pocket',
+    clip:Annotated[str, Option(help='for that: pocket, a folder or a Hub id such as openai/clip-vit-large-patch14')]='pocket',
 )->None:
     "Train a ControlNet, with diffusers' flags."
     from facecontrol.train import main
     stop = None
     if stop_when_worse is not None:
-        from facecontrol.evaluate import stop_when_worse as measured
-        stop = measured(stop_when_worse)
-    main(context.args, stop=stop)
+        if 'pocket' in (detector, clip) and not _small(base):
+            raise ValueError(f'--stop_when_worse must judge {base} by --detector spiga and --clip openai/clip-vit-large-patch14, say, got {detector} and {clip}: the pocket ones know drawn faces only')
+        from facecontrol.evaluate import load_clip, stop_when_worse as measured
+        stop = measured(stop_when_worse, detect=_detector(detector), similarity=load_clip(clip))
+    main([*context.args, *(['--pretrained_model_name_or_path', base] if base else [])], stop=stop)
+
+def _small(base): # a base of the pocket world; None: nobody named one, which the training refuses
+    shape = Path(base or 'pocket')/'unet/config.json'
+    return base in (None, 'pocket') or shape.is_file() and json.loads(shape.read_text())['block_out_channels'][0] < 256   # as `pocket.is_small`
 
 # %% ../nbs/12_cli.ipynb #48402a23
 @app.command()
@@ -165,8 +174,8 @@ def generate(
     generate.save_png(picture, out, prompt, seed, **generate.provenance(base, controlnet), steps=steps, controlnet_conditioning_scale=scale)
     print(out)
 
+# %% ../nbs/12_cli.ipynb #b93c05f7
 def _mask(image, landmarks, landmarks_size, mask, detector): # from whichever is given; 512 px, the pipeline takes it to its own size
-    from facecontrol.detect import load_detector, load_finder
     from facecontrol.facesynthetics import decode_image, parse_landmarks
     from facecontrol.generate import photo_mask
     path = image or landmarks or mask
@@ -174,9 +183,13 @@ def _mask(image, landmarks, landmarks_size, mask, detector): # from whichever is
     if mask: return decode_image(path.read_bytes(), str(path))
     if landmarks: return photo_mask(parse_landmarks(path.read_text(), str(path))[:68], (landmarks_size,) * 2, 512)
     photo = decode_image(path.read_bytes(), str(path))
-    points, = load_detector(detector, find=load_finder() if detector == 'spiga' else None)([photo])   # SPIGA has to be told where to look
+    points, = _detector(detector)([photo])
     if points is None: raise ValueError(f'no face was found in {path}; it should show one, large and upright')
     return photo_mask(points, photo.size, 512)
+
+def _detector(name): # for pictures without boxes; SPIGA has to be told where to look
+    from facecontrol.detect import load_detector, load_finder
+    return load_detector(name, find=load_finder() if name == 'spiga' else None)
 
 # %% ../nbs/12_cli.ipynb #fb45b74a
 @app.command()
@@ -195,9 +208,8 @@ def evaluate(
     detector:Annotated[str, Option(help='pocket or spiga')]='pocket',
 )->None:
     "Both curves of a run, and the checkpoint to use."
-    from facecontrol.detect import load_detector
     from facecontrol.evaluate import evaluate_run, find_run, load_clip
-    report = evaluate_run(run, dataset, base, out, n, probes, scales, grid, keep, seed=seed, detect=load_detector(detector), similarity=load_clip(clip))
+    report = evaluate_run(run, dataset, base, out, n, probes, scales, grid, keep, seed=seed, detect=_detector(detector), similarity=load_clip(clip))
     chosen = report['chosen']
     print(f"{chosen['why']}\nmedian error {chosen['nme_median']:.1%} (interocular; floor {report['floor']:.1%}, without control {report['ceiling']:.1%}), "
           f"{chosen['retention']:.0%} of what the base knew is kept\nlook at {(out or find_run(run).out)/'report.html'}")
@@ -209,16 +221,20 @@ def publish(
     repo:Annotated[str, Option(help='owner/name on the Hub')],
     dry_run:Annotated[bool, Option('--dry-run', help='only list what would go up')]=False,
     public:Annotated[bool, Option('--public', help='everybody may see it; otherwise only its owner')]=False,
+    last:Annotated[bool, Option('--last', help='of a run that was evaluated, send the last weights, not the chosen ones')]=False,
     space:Annotated[Path|None, Option('--space', help='also write a Space that shows this ControlNet, into this new folder')]=None,
+    detector:Annotated[str, Option(help='of the Space: pocket, or spiga for photos of people')]='pocket',
 )->None:
     "Put a dataset or model on the Hub, with a card."
     if space:
         from facecontrol.demo import write_space
-        print(f'a Space is in {write_space(space, folder)}')
+        from facecontrol.evaluate import find_run
+        print(f"a Space is in {write_space(space, folder, base=find_run(folder).base or 'pocket', detector=detector)}")
     from facecontrol.publish import publish
-    for name, size in publish(folder, repo, dry_run, private=not public): print(f'{size:>14,}  {name}')
+    for name, size in publish(folder, repo, dry_run, not public, last): print(f'{size:>14,}  {name}')
     print('nothing was sent' if dry_run else f'all of it is at https://huggingface.co/{repo}')
 
+# %% ../nbs/12_cli.ipynb #e41d7a63
 @app.command()
 def demo(
     controlnet:Annotated[str, Option(help="a training's output_dir, a ControlNet's folder or a Hub id")]='runs/quickstart/controlnet',

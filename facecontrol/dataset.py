@@ -275,9 +275,13 @@ def _put_aside(out, lines):
     write_file(out/'quarantine.jsonl', ''.join(json.dumps(entry) + '\n' for entry in entries))
     return entries
 
+def _kind(entry): # of a frame that gave no row
+    if entry['stage'] == 'check': return 'dropped'   # by `check.drop`: it had given one
+    return 'missed' if entry['reason'] == NO_FACE else 'bad'
+
 def _check_bad(out, lines, total, max_bad):
     "Stop when too many frames are bad to go on"
-    bad = [entry for line in lines for entry in line['aside'] if entry['reason'] != NO_FACE]
+    bad = [entry for line in lines for entry in line['aside'] if _kind(entry) == 'bad']
     if len(bad) <= max_bad * total: return
     _put_aside(out, lines)
     reasons = Counter(f'{entry["stage"]}: {entry["reason"].replace(entry["id"], "…")}' for entry in bad).most_common(3)
@@ -309,9 +313,9 @@ def finish(
     "Write everything that is known only at the end"
     entries, errors, captions, splits = _put_aside(out, lines), [], [], SplitDict()
     rows = {split: sum(line['rows'] for line in lines if f'/{split}-' in line['shard']) for split in ('train', 'test')}
-    missed = sum(entry['reason'] == NO_FACE for entry in entries)
+    missed, bad, dropped = (sum(_kind(entry) == kind for entry in entries) for kind in ('missed', 'bad', 'dropped'))
     if not any(rows.values()):
-        raise ValueError(f'no frame of {len(entries)} gave a row: {missed} showed no face, {len(entries) - missed} were bad')
+        raise ValueError(f'no frame of {len(entries)} gave a row: {missed} showed no face, {bad} were bad{f", {dropped} were dropped" if dropped else ""}')
     for line in lines:
         table = pq.read_table(out/line['shard'], columns=['landmarks', 'spiga', 'image_caption'])
         errors += _errors(table)
@@ -321,9 +325,9 @@ def finish(
         if count: splits.add(SplitInfo(split, num_bytes=size, num_examples=count))
     size = sum(line['bytes'] for line in lines)
     info = DatasetInfo(features=COLUMNS, splits=splits, download_size=size, dataset_size=size)
-    settings, bad = header['settings'], len(entries) - missed
+    settings = header['settings']
     write_file(out/LOG, ''.join(json.dumps(line) + '\n' for line in (header, *lines)))
-    write_file(out/'README.md', dataset_card(settings, info, errors, captions, missed, bad, settings['source']))
+    write_file(out/'README.md', dataset_card(settings, info, errors, captions, missed, bad, settings['source'], dropped))
     write_manifest(out, settings)
     return Built(**rows, missed=missed, bad=bad, shards=len(lines))
 

@@ -29,6 +29,7 @@ from .faces import COURSE_SEEDS, draw_face, sample_face
 from .facesynthetics import decode_image
 from .generate import Imitation, beside, chosen, express, follow, lay_over, load_pipeline, move, picture_size, pose, provenance, save_png, scale
 from .landmarks import check_landmarks, draw_mask, landmark_box, nme
+from .report import licences
 from .store import staged
 
 # %% ../nbs/10_demo.ipynb #151c5217
@@ -194,7 +195,9 @@ def _draw_picture(panel)->None:
 
 def _keep(panel)->None:
     "Save the last picture with its metadata"
-    path = panel.out/f'{re.sub("[^a-z0-9]+", "-", panel.asked["prompt"].lower()).strip("-")[:40] or "picture"}-{panel.drawn.seed}.png'
+    name = f'{re.sub("[^a-z0-9]+", "-", panel.asked["prompt"].lower()).strip("-")[:40] or "picture"}-{panel.drawn.seed}'
+    path, n = panel.out/f'{name}.png', 1
+    while path.exists(): path, n = panel.out/f'{name}-{n + 1}.png', n + 1   # same words and seed, other sliders
     save_png(panel.drawn.image, path, seed=panel.drawn.seed, **panel.made, steps=panel.steps, **panel.asked)
     panel.said.value = f'Saved as {escape(str(path))}'
 
@@ -387,7 +390,7 @@ def serve(
     try:
         import gradio as gr
         from starlette.middleware import Middleware
-    except ImportError: raise ValueError("the page takes gradio: pip install 'facecontrol[demo]'") from None
+    except ImportError: raise ValueError("the page takes gradio: pip install 'gradio>=6.16'") from None
     if not 1 <= port <= 65535: raise ValueError(f'port must be from 1 to 65535, got {port}')
     with tempfile.TemporaryDirectory() as folder:   # uploads and pictures: all gone at the end
         os.environ['GRADIO_TEMP_DIR'] = folder
@@ -419,7 +422,7 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "{python}"
 app_file: app.py
-license: {license}
+{license}
 tags: [controlnet, face, landmarks]
 ---
 
@@ -441,14 +444,18 @@ def space_requirements(
     lines = [name.strip() for name, _, when in asked if 'extra' not in when or re.search(r'''extra == ['"]demo['"]''', when)]
     return sorted(set(lines)) + ['scikit-image'] * (detector == 'spiga')   # it finds the faces for SPIGA
 
+def _licence(base, controlnet): # lines of YAML: what the base and the ControlNet's card, if it has one here, add up to
+    return '\n'.join(f'{name}: {value}' for name, value in licences(base, str(controlnet))['head'].items())
+
 def _check_space(controlnet, title, base, detector): # parameters of `write_space`
     folder = Path(controlnet).is_dir()
     if not ((Path(controlnet)/'config.json').is_file() if folder else re.fullmatch(r'[\w.-]+/[\w.-]+', str(controlnet))):
         raise ValueError(f'controlnet must be a folder with a config.json, or a Hub id, got {controlnet}')
     if re.search(r'[\n"\'\\:#]', title + base): raise ValueError(f'title and base must be plain text, got {title!r} and {base!r}')
+    if base != 'pocket' and Path(base).is_dir(): raise ValueError(f'base must be a name or a Hub id, since a Space has no folders of yours, got {base}')
     if detector not in ('pocket', 'spiga'): raise ValueError(f"detector must be 'pocket' or 'spiga', got {detector!r}")
     try: version('gradio')
-    except PackageNotFoundError: raise ValueError("a Space names the version of gradio it was made with: pip install 'facecontrol[demo]'") from None
+    except PackageNotFoundError: raise ValueError("a Space names the version of gradio it was made with: pip install 'gradio>=6.16'") from None
 
 # %% ../nbs/10_demo.ipynb #6d06e49a
 def write_space(
@@ -468,7 +475,7 @@ def write_space(
             (new/'controlnet').mkdir()
             for name in ('config.json', 'diffusion_pytorch_model.safetensors'): shutil.copy(Path(weights)/name, new/'controlnet'/name)
         app = _APP.format(alone=_ALONE if detector == 'spiga' else '', controlnet='controlnet' if folder else controlnet, base=base, detector=detector, scale=scale)
-        card = _CARD.format(title=title, gradio=version('gradio'), python=python_version, version=version('facecontrol'), license='apache-2.0' if base == 'pocket' else 'other')
+        card = _CARD.format(title=title, gradio=version('gradio'), python=python_version, version=version('facecontrol'), license=_licence(base, controlnet))
         for name, text in {'app.py': app, 'requirements.txt': '\n'.join(space_requirements(detector)) + '\n', 'README.md': card}.items():
             (new/name).write_text(text, encoding='utf-8')
     return Path(out)

@@ -227,9 +227,9 @@ def _found_square(find, image): # around the largest face; None: there is none
 def _pocket(
     weights, # folder
     device:str, # of torch
-)->tuple: # a function from windows to points, size of its windows
+)->tuple: # a function from windows to points, size of its windows, and what they depend on
     "The pocket detector as `through_squares` wants it"
-    network = load_network(weights).to(device)
+    network, hashed = load_network(weights).to(device), sha256(Path(weights)/'model.safetensors')[:16]
 
     @torch.inference_mode()
     def locate(windows):
@@ -237,7 +237,7 @@ def _pocket(
         landmarks, presence = network(pixel_values)
         return landmarks.cpu().numpy(), (presence.sigmoid() > network.config['threshold']).cpu().numpy(), None
 
-    return locate, network.config['size']
+    return locate, network.config['size'], 'pocket {}, window {size}, threshold {threshold:g}'.format(hashed, **network.config)
 
 # %% ../nbs/04_detect.ipynb #ffcb13e2
 def load_detector(
@@ -253,16 +253,16 @@ def load_detector(
     device = device or best_device()
     if name == 'pocket':
         if (dtype, scheme, compile) != (torch.float32, '300wpublic', False): raise ValueError("dtype, scheme and compile must be left alone for 'pocket': they are for 'spiga'")
-        file = Path(weights or path('landmarks'))/'model.safetensors'
-        detect = through_squares(*_pocket(file.parent, device), find=find)
+        locate, size, how = _pocket(weights or path('landmarks'), device)
+        detect = through_squares(locate, size, find=find)
     elif name == 'spiga':
         spiga_face(scheme) # is the package there?
         file = Path(weights or spiga_weights(scheme))
         locate, size = _spiga(file, device, dtype, scheme, compile)
         detect = through_squares(locate, size, pick_square, 0, find, batch_size=8 if device == 'cpu' else 64)
+        how = ' '.join([name, scheme, *[str(dtype)[6:]] * (dtype != torch.float32), sha256(file)[:16]])
     else: raise ValueError(f"name must be 'pocket' or 'spiga', got {name!r}")
-    how = [name] if name == 'pocket' else [name, scheme, *[str(dtype)[6:]] * (dtype != torch.float32)]
-    detect.settings = ' '.join([*how, sha256(file)[:16]])
+    detect.settings = how + (f", boxes by {getattr(find, 'settings', None) or getattr(find, '__qualname__', type(find).__name__)}" if find else '')
     return detect
 
 # %% ../nbs/04_detect.ipynb #353898c8
@@ -451,6 +451,7 @@ def load_finder(
         for x, y, w, h in sorted(boxes, key=lambda box: -box[2] * box[3]):
             if not any(X < x + w/2 < X + W and Y < y + h/2 < Y + H for X, Y, W, H in distinct): distinct.append((x, y, w, h))
         return distinct
+    find.settings = f'yunet {sha256(model)[:16]}, side {side}' if model else f'cascade, side {side}, smallest {smallest:g}'
     return find
 
 # %% ../nbs/04_detect.ipynb #5da1ed24

@@ -14,6 +14,7 @@ __all__ = ['CONCEPT_CLASSES', 'STYLE_CLASSES', 'PROBES', 'bootstrap', 'share_int
 import hashlib, html, io, json, os, re, time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from statistics import NormalDist
 from typing import NamedTuple
@@ -39,7 +40,7 @@ from .checkpoint import checkpoints
 from .loss import fingerprint
 from .pocket import best_device, path
 from .report import ai_generated
-from .store import MANIFEST, lock, origin, sha256, write_file, write_json
+from .store import MANIFEST, lock, origin, relist, write_file, write_json
 
 # %% ../nbs/09_evaluate.ipynb #1adb81af
 def bootstrap(
@@ -479,11 +480,12 @@ def held_out_rows(
     limit:int|None=None, # only the first so many
 )->list: # {'image', 'mask', 'landmarks', 'caption', 'traits'}, in the order of the shards
     "The rows of a dataset that no training has seen"
-    rows = [row for path in sorted(Path(dataset_dir).glob('data/test-*.parquet')) for row in pq.read_table(path).to_pylist()]
+    files = sorted(Path(dataset_dir).glob('data/test-*.parquet'))
+    rows = list(islice((row for file in files for batch in pq.ParquetFile(file).iter_batches(64) for row in batch.to_pylist()), limit))
     if not rows: raise ValueError(f'{dataset_dir} must hold rows that were put aside, got none: was it built with test_share=0, or from very few frames?')
     picture = lambda row, column: decode_image(row[column]['bytes'], column)
     return [dict(image=picture(row, 'image'), mask=picture(row, 'spiga_seg'), landmarks=np.array(row['spiga'], np.float32), caption=row['image_caption'],
-                 traits=caption_attributes(row['image_caption'])) for row in rows[:limit]]
+                 traits=caption_attributes(row['image_caption'])) for row in rows]
 
 # %% ../nbs/09_evaluate.ipynb #ab991987
 def drawn_rows(
@@ -571,7 +573,10 @@ def _answers(exam,
     blank:bool=False, # only the probes, on empty masks
 )->tuple: # pictures on the rows' masks, pictures of the probes
     "Draw the answers"
-    if controlnet not in exam.last: exam.last = controlnet, painter(load_pipeline(exam.base, controlnet), exam.cache, exam.bar)   # one is kept
+    if controlnet not in exam.last:
+        exam.last = ()   # one is kept, and the one before makes room first
+        torch.cuda.empty_cache()
+        exam.last = controlnet, painter(load_pipeline(exam.base, controlnet), exam.cache, exam.bar)
     prompts, masks = [row['caption'] for row in exam.rows], [row['mask'] for row in exam.rows]
     turns = [Image.new('RGB', masks[0].size) if blank else masks[i % len(masks)] for i in range(len(exam.probes))]
     settings = dict(steps=exam.steps, controlnet_conditioning_scale=float(scale))
@@ -746,19 +751,19 @@ def _write(out, exam, report, controlnet): # the four files
 _MEASURED = '\n## Measured\n'
 
 def _on_the_card(run, out, report): # of a finished training
-    card, manifest, said = run/'README.md', run/MANIFEST, report['chosen']
-    if not (card.is_file() and manifest.is_file()): return
+    card, said = run/'README.md', report['chosen']
+    if not (card.is_file() and (run/MANIFEST).is_file()): return
     write_file(run/'evaluation.png', (out/'curves.png').read_bytes())
+    steps = _said(run, {})[1]
+    beside = f'step {steps}' if steps else 'the last step'
     write_file(card, card.read_text(encoding='utf-8').partition(_MEASURED)[0] + _MEASURED + f'''
 By `facecontrol evaluate`, on {len(said['errors'])} masks: {said['why']}. Median error {page.percent(said['nme_median'])} of the distance between the eyes
 (the detector's own {page.percent(report['floor'])}, without control {page.percent(report['ceiling'])}); {said['retention']:.0%} of what the base knew is kept.
-Step and scale were chosen by these very pictures, so they flatter a little. The weights beside this card are those of the last step.
+Step and scale were chosen by these very pictures, so they flatter a little. The weights beside this card are those of {beside}.
 
 ![Error and retention over the steps](evaluation.png)
 ''')
-    known = json.loads(manifest.read_text(encoding='utf-8'))
-    for file in (card, run/'evaluation.png'): known['files'][file.name] = dict(bytes=file.stat().st_size, sha256=sha256(file))
-    write_file(manifest, json.dumps(known, indent=1) + '\n')
+    relist(run, [card.name, 'evaluation.png'])
 
 # %% ../nbs/09_evaluate.ipynb #d58c7282
 def _rendered(figure): # a Matplotlib figure as a picture

@@ -122,7 +122,7 @@ def _some(pipeline, prompts, masks, seeds, negative_prompt, told, options): # a 
     options = options | dict(generator=[torch.Generator().manual_seed(seed) for seed in seeds])
     if negative_prompt: options['negative_prompt'] = [negative_prompt] * len(prompts)
     if masks: options['image'] = masks
-    if told: options['callback_on_step_end'] = lambda _, step, t, given: told(step) or given
+    if told: options['callback_on_step_end'] = lambda _, step, t, given: (told(step), given)[1]
     return _with_notes(pipeline(prompts, **options), prompts)
 
 # %% ../nbs/08_generate.ipynb #ff532da6

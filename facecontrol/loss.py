@@ -21,6 +21,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel, UniPCMultistepScheduler
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
+from diffusers.training_utils import compute_snr
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -44,7 +45,7 @@ class Base(NamedTuple):
 
 # %% ../nbs/05_loss.ipynb #7e80e453
 def load_base(
-    pretrained_model_name_or_path:str|Path='pocket', # 'pocket', 'sd15', 'sd21', a folder, or a Hub id
+    pretrained_model_name_or_path:str|Path='pocket', # 'pocket', 'sd15', 'sd21', 'sdxl', a folder, or a Hub id
     tokenizer_name:str|None=None, # a folder or Hub id, if the base's own tokenizer is not wanted
     **from_hub:str, # `revision`, `variant`, `cache_dir`, as `from_pretrained` takes them
 )->Base:
@@ -147,15 +148,16 @@ def loss_target(
     raise ValueError(f"the scheduler's prediction_type must be 'epsilon' or 'v_prediction', got {kind!r}")
 
 # %% ../nbs/05_loss.ipynb #49286fce
+def _input_ids(tokenizer, prompts): # `(n, 77)`: cut off, or filled up
+    return tokenizer(list(prompts), padding='max_length', max_length=tokenizer.model_max_length, truncation=True, return_tensors='pt').input_ids
+
 @torch.no_grad()
 def encode_prompts(
     base:Base, # its tokenizers and text encoders
     prompts:Sequence[str], # any number
 )->tuple[torch.Tensor, torch.Tensor]: # `(n, 77, d)` prompt_embeds, and `(n, p)` pooled_prompt_embeds; p is 0 but for an XL
     "Sentences as the UNet hears them"
-    def read(tokenizer, text_encoder):
-        tokens = tokenizer(list(prompts), padding='max_length', max_length=tokenizer.model_max_length, truncation=True, return_tensors='pt')
-        return text_encoder(tokens.input_ids.to(text_encoder.device), output_hidden_states=True)
+    def read(tokenizer, text_encoder): return text_encoder(_input_ids(tokenizer, prompts).to(text_encoder.device), output_hidden_states=True)
     first = read(base.tokenizer, base.text_encoder)
     if not base.text_encoder_2: return first.last_hidden_state, first.last_hidden_state.new_zeros(len(prompts), 0)
     second = read(base.tokenizer_2, base.text_encoder_2)
@@ -194,9 +196,9 @@ def snr_weights(
     snr_gamma:float, # usually 5
 )->torch.Tensor: # `(b,)` weights for the squared error
     "Min-SNR: a mistake in the picture counts `min(SNR, snr_gamma)` times, whatever the UNet answers with"
-    signal = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = signal / (1 - signal)
-    return snr.clamp(max=snr_gamma) / (snr if scheduler.config.prediction_type == 'epsilon' else snr + 1)
+    snr = compute_snr(scheduler, timesteps)
+    if scheduler.config.prediction_type == 'epsilon': return (snr_gamma / snr).clamp(max=1)   # min(snr, snr_gamma) / snr, also where nothing is left of the picture
+    return snr.clamp(max=snr_gamma) / (snr + 1)
 
 # %% ../nbs/05_loss.ipynb #368cef74
 def fingerprint(
@@ -238,12 +240,16 @@ def _undecoded(rows, column): # for each row a picture, or {'bytes', 'path'} of 
     if isinstance(rows.features[column], ImageFeature): rows = rows.cast_column(column, ImageFeature(decode=False))
     return rows[column]
 
-def _bytes(picture):
+def _bytes(picture, row, column):
     if isinstance(picture, Image.Image): return repr((picture.mode, picture.size)).encode() + picture.tobytes()
-    return picture['bytes'] or Path(picture['path']).read_bytes()
+    if not (isinstance(picture, dict) and (picture.get('bytes') or picture.get('path'))): raise ValueError(f'{column} must hold pictures, got {picture!r:.60} in row {row}')
+    try: return picture.get('bytes') or Path(picture['path']).read_bytes()
+    except OSError as error: raise ValueError(f"{column} must hold pictures, got {picture['path']} in row {row}: {error.strerror}") from None
+
+def _all_bytes(pictures, column, start=0): return (_bytes(picture, start + n, column) for n, picture in enumerate(pictures))
 
 def _decoded(picture, row, column):
-    try: return picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(_bytes(picture)))
+    try: return picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(_bytes(picture, row, column)))
     except OSError as error: raise ValueError(f'{column} must hold pictures, got one that does not open in row {row}: {error}') from None
 
 # %% ../nbs/05_loss.ipynb #2d3e5489
@@ -286,15 +292,15 @@ def _picture_shards(base, pictures, column, resolution, flip, folder, part, batc
     for start in tqdm(range(0, len(pictures), 256)[part], desc='latents', leave=False):
         held = [pictures[i] for i in range(start, min(start + 256, len(pictures)))]
         def decoded(): return (_decoded(picture, start + i, column) for i, picture in enumerate(held))
-        found.append(shard(folder, [vae, *map(_bytes, held)], lambda: _moments(base, decoded(), resolution, flip, batch_size)))
+        found.append(shard(folder, [vae, *_all_bytes(held, column, start)], lambda: _moments(base, decoded(), resolution, flip, batch_size)))
     return found
 
 def _caption_shards(base, table, folder, part, batch_size):
     readers, found = ' '.join(fingerprint(reader) for reader in (base.text_encoder, base.text_encoder_2) if reader).encode(), []
     for start in tqdm(range(0, len(table), 256)[part], desc='captions', leave=False):
         some = table[start:start + 256]
-        numbers = repr([tokenizer(some).input_ids for tokenizer in (base.tokenizer, base.tokenizer_2) if tokenizer])
-        found.append(shard(folder, [readers, numbers.encode()], lambda: _embeds(base, some, batch_size)))
+        numbers = [_input_ids(tokenizer, some).numpy().tobytes() for tokenizer in (base.tokenizer, base.tokenizer_2) if tokenizer]
+        found.append(shard(folder, [readers, *numbers], lambda: _embeds(base, some, batch_size)))
     return found
 
 # %% ../nbs/05_loss.ipynb #7ca2cab9
@@ -325,12 +331,14 @@ def cache_latents(
     "Run the frozen half of the loss once for each row"
     check_columns(rows, (image_column, conditioning_image_column, caption_column))
     pictures, masks, captions = _undecoded(rows, image_column), _undecoded(rows, conditioning_image_column), _captions(rows, caption_column)
+    drawings = [hashlib.sha256(drawing).digest() for drawing in _all_bytes(masks, conditioning_image_column)]   # a bad one is refused before the work begins
     table = ['', *sorted({caption for found in captions for caption in found} - {''})]
     seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, batch_size)
     read = _caption_shards(base, table, folder, part, batch_size)
     number = {caption: n for n, caption in enumerate(table)}
     prompts, digest = [[number[one] for one in found] for found in captions], hashlib.sha256()
-    for piece in (*(name.encode() for name, _ in seen + read), repr(prompts).encode(), *map(_bytes, masks)): digest.update(hashlib.sha256(piece).digest())
+    for piece in (*(name.encode() for name, _ in seen + read), repr(prompts).encode()): digest.update(hashlib.sha256(piece).digest())
+    digest.update(b''.join(drawings))
     return Cache([s['moments'] for _, s in seen], masks, [s['prompt_embeds'] for _, s in read], [s['pooled_prompt_embeds'] for _, s in read],
         prompts, base.vae.config.scaling_factor, resolution, digest.hexdigest())
 

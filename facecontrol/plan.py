@@ -66,7 +66,7 @@ def points_condition(
         points, (width, height) = points_of(image), image.size
         if points is None: return None
         return draw(np.asarray(points) + ((max(image.size) - width) / 2, (max(image.size) - height) / 2), max(image.size))
-    drawn.__name__ = name
+    drawn.__name__, drawn.__module__ = name, getattr(points_of, '__module__', __name__) # whose it is, so that no other of this name is replaced
     return drawn
 
 # %% ../nbs/00_plan.ipynb #3d1041ff
@@ -212,15 +212,15 @@ def _networks(unet_shape, low, trained_low): # UNet and ControlNet, each in bflo
 def _one_step(unet, controlnet, pixels, batch, factor): # loss and its gradients
     import torch
     from torch.nn.functional import mse_loss
-    kind = controlnet.dtype # bfloat16: everything is; float32 beside a bfloat16 UNet: only the arithmetic is
+    kind = unet.dtype # of all arithmetic, the ControlNet's too
     def some(*shape): return torch.randn(*shape, dtype=kind)
     noisy = some(batch, unet.config.in_channels, pixels // factor, pixels // factor)
     given = dict(encoder_hidden_states=some(batch, 77, unet.config.cross_attention_dim), return_dict=False)
     if unet.config.addition_embed_type: given['added_cond_kwargs'] = dict(text_embeds=some(batch, 1280), time_ids=torch.zeros(batch, 6))
     timesteps, mask = torch.zeros(batch, dtype=torch.long), some(batch, 3, pixels, pixels)
-    with torch.autocast('cpu', torch.bfloat16, enabled=unet.dtype != kind):
-        down, mid = controlnet(noisy, timesteps, controlnet_cond=mask, **given)
-        guess = unet(noisy, timesteps, down_block_additional_residuals=down, mid_block_additional_residual=mid, **given)[0]
+    with torch.autocast('cpu', kind, enabled=controlnet.dtype != kind): down, mid = controlnet(noisy, timesteps, controlnet_cond=mask, **given)
+    down, mid = [sample.to(kind) for sample in down], mid.to(kind)
+    guess = unet(noisy, timesteps, down_block_additional_residuals=down, mid_block_additional_residual=mid, **given)[0]
     mse_loss(guess.float(), torch.randn_like(noisy).float()).backward()
 
 # %% ../nbs/00_plan.ipynb #bd33ac6b
@@ -252,11 +252,12 @@ def count_step(
     base, # a name in `SHAPES`, or a folder
     resolution:int, # px
     mixed_precision:str='bf16', # or 'no'
-    gradient_checkpointing:bool=False, # compute activations twice instead of keeping them
+    gradient_checkpointing:bool|str=False, # compute activations twice instead of keeping them; 'selective': those that are cheap
     trained_bf16:bool=False, # the ControlNet's own weights in bfloat16, too
 )->Counted:
     "Play a training step through without any numbers, and count"
-    if mixed_precision not in ('bf16', 'no'): raise ValueError(f"mixed_precision must be 'bf16' or 'no', got {mixed_precision!r}")
+    for name, values in dict(mixed_precision=('bf16', 'no'), gradient_checkpointing=(False, True, 'selective')).items():
+        if locals()[name] not in values: raise ValueError(f"{name} must be one of {', '.join(map(str, values))}, got {locals()[name]!r}")
     return _count(base, resolution, mixed_precision == 'bf16', gradient_checkpointing, trained_bf16)
 
 @lru_cache
@@ -267,7 +268,7 @@ def _count(base, resolution, low, checkpointing, trained_low):
     def played(batch, watch): # the step, watched; and both networks' sizes
         with FakeTensorMode():
             unet, controlnet = networks = _networks(unet_shape, low, trained_low)
-            if checkpointing: _forget(unet, controlnet)
+            if checkpointing: _forget(unet, controlnet, checkpointing == 'selective')
             with watch(*(list(network.parameters()) for network in networks)) as watched: _one_step(unet, controlnet, resolution, batch, factor)
             return watched, *(sum(p.numel() for p in network.parameters()) for network in networks)
     counter, frozen, trained = played(1, lambda *_: _flop_counter()) # not with the meter: it keeps tensors that nobody needs
@@ -275,17 +276,24 @@ def _count(base, resolution, low, checkpointing, trained_low):
     return Counted(trained, frozen, counter.get_total_flops(), _encode_flops(base, resolution), 3 * two - 2 * three, three - two)
 
 # %% ../nbs/00_plan.ipynb #817167e5
-def _forget(unet, controlnet): # activations, as the trainer does: the mask reader's too, for which diffusers has no switch
-    from torch.utils.checkpoint import checkpoint
-    for network in (unet, controlnet): network.enable_gradient_checkpointing()
+_DEAR = 'mm', 'addmm', 'bmm', 'baddbmm', 'convolution', '_scaled_dot_product_flash_attention_for_cpu' # kept by a selective trainer, as it is played here
+
+def _forget(unet, controlnet, selective): # activations where the trainer does: the mask reader's too, for which diffusers has no switch
+    from torch import ops
+    from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+    kept = dict(use_reentrant=False, preserve_rng_state=False)
+    if selective: kept['context_fn'] = partial(create_selective_checkpoint_contexts, [getattr(ops.aten, name).default for name in _DEAR])
+    def again(block, *inputs): return checkpoint(block.__call__, *inputs, **kept)
+    for block in (*unet.up_blocks.modules(), *controlnet.modules()):
+        if hasattr(block, 'gradient_checkpointing'): block.gradient_checkpointing, block._gradient_checkpointing_func = True, again
     reader = controlnet.controlnet_cond_embedding
-    reader.forward = partial(checkpoint, reader.forward, use_reentrant=False)
+    reader.forward = partial(checkpoint, reader.forward, **kept)
 
 # %% ../nbs/00_plan.ipynb #5a4b755a
 GPUS = dict( # memory in GB; published TFLOP/s, dense: bfloat16 (float16 on a T4), float32 without tensor cores
     T4=(16, 65, 8.1), L4=(24, 121, 30.3), A10G=(24, 70, 31.5), RTX3090=(24, 71, 35.6), RTX4090=(24, 165, 82.6), A100=(40, 312, 19.5), H100=(80, 989, 67), H200=(141, 989, 67))
 CARDS = (6, 8, 12, 16, 24, 40, 80, 141) # GB
-MEMORY = {'8gb': 2, '6gb': 2, '4gb': 1} # the trainer's settings of these names: the optimizer's bytes for each weight
+MEMORY = {'equal': 8, '8gb': 2, '6gb': 2, '4gb': 1} # the trainer's settings of these names: the optimizer's bytes for each weight
 
 # %% ../nbs/00_plan.ipynb #230ba535
 _LIKENESS = dict(block_out_channels=(64, 128, 256, 256), cross_attention_dim=128, sample_size=16) # of a large base's UNet
@@ -338,14 +346,17 @@ def _resolved(settings): # parameters of `plan`, with what follows from them
     _check(settings)
     unet_shape, vae_shape, _ = base_shapes(settings['base'])
     widths, factor = unet_shape.get('block_out_channels', (320, 640, 1280, 1280)), 2 ** (len(vae_shape['block_out_channels']) - 1)
-    resolution, coarse = settings['resolution'] or unet_shape['sample_size'] * factor, factor * 2 ** (len(widths) - 1)
+    resolution, coarse = settings['resolution'], factor * 2 ** (len(widths) - 1)
+    if resolution is None: resolution = unet_shape['sample_size'] * factor
     if resolution < coarse or resolution % coarse: raise ValueError(f'resolution must be a multiple of {coarse}, got {resolution}')
-    saving = dict(mixed_precision='bf16', gradient_checkpointing=True, use_8bit_adam=True) if settings['memory'] else {}
+    saving = {}
+    if settings['memory'] == 'equal': saving['gradient_checkpointing'] = settings['gradient_checkpointing'] or 'selective'
+    elif settings['memory']: saving = dict(mixed_precision='bf16', gradient_checkpointing=True, use_8bit_adam=True)
     return settings | saving | dict(resolution=resolution)
 
 # %% ../nbs/00_plan.ipynb #44a63db7
 def _gigabytes(counted, settings): # what a card must have
-    remembered = MEMORY.get(settings['memory'], 2 if settings['use_8bit_adam'] else 8)
+    remembered = min(MEMORY.get(settings['memory'], 8), 2 if settings['use_8bit_adam'] else 8)
     return 1.1 * (counted.alive(settings['train_batch_size']) + counted.trained * remembered) / 2**30 + 0.6
 
 def _time(counted, settings): # steps, seconds of each, hours in all
@@ -357,8 +368,9 @@ def _time(counted, settings): # steps, seconds of each, hours in all
 
 def _command(settings): # as resolved
     values = ('resolution', 'train_batch_size', 'gradient_accumulation_steps', 'num_train_epochs', 'mixed_precision')
-    switches = [f'--{name}' for name in ('gradient_checkpointing', 'use_8bit_adam') if settings[name]]
-    if settings['memory']: switches = [f"--memory {settings['memory']}"]
+    asked = settings['memory'] in (None, 'equal') # the other rungs have both of these
+    switches = [f'--{name}' for name in ('gradient_checkpointing', 'use_8bit_adam') if asked and settings[name] is True]
+    if settings['memory']: switches.append(f"--memory {settings['memory']}")
     return ' '.join([f"facecontrol train --pretrained_model_name_or_path {settings['base']}", *[f'--{name} {settings[name]}' for name in values], *switches])
 
 # %% ../nbs/00_plan.ipynb #3efe846d
@@ -370,7 +382,7 @@ def plan(
     mixed_precision:str='bf16', # or 'no'
     gradient_checkpointing:bool=False, # compute twice instead of keeping: less memory, more time
     use_8bit_adam:bool=False, # 2 bytes a weight for the optimizer instead of 8
-    memory:str|None=None, # '8gb', '6gb' or '4gb': the trainer's setting of that name
+    memory:str|None=None, # 'equal', '8gb', '6gb' or '4gb': the trainer's setting of that name
     examples:int=100_000, # pictures in the dataset
     num_train_epochs:int=1, # times each is seen
     gpu:str='A100', # one of `GPUS`, or 'this': this machine's processor
@@ -391,7 +403,8 @@ def fit(
 )->Plan: # of the first rung that fits
     "The fastest way to train on a card"
     pictures, times = (settings.get(name, default) for name, default in (('train_batch_size', 4), ('gradient_accumulation_steps', 1)))
-    rungs = [{}, dict(gradient_checkpointing=True), *(dict(memory=name) for name in MEMORY if name != '4gb' or times == 1)]
+    rungs = [{}, dict(memory='equal'), dict(gradient_checkpointing=True), dict(memory='8gb'), dict(memory='6gb')]
+    if times == 1: rungs.append(dict(memory='4gb'))
     rungs.append(dict(memory='6gb', train_batch_size=1, gradient_accumulation_steps=pictures * times))
     least = math.inf
     for rung in rungs:

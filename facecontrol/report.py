@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 # %% ../nbs/06_report.ipynb #a4c2939d
 from .loss import Base, Cache, controlnet_loss, gather
 from .pocket import default_guidance
-from .publish import SOURCES
+from .publish import SOURCES, public
 
 # %% ../nbs/06_report.ipynb #9f2094b4
 def ai_generated(
@@ -180,8 +180,6 @@ _SAID = ('resolution', 'rows_per_step', 'learning_rate', 'lr_scheduler', 'timest
     'snr_gamma', 'ema_decay', 'mixed_precision', 'memory', 'seed')
 
 # %% ../nbs/06_report.ipynb #2b8ae5ef
-def _public(name): return Path(name).name if Path(name).exists() else name # a folder's own name: where it lies is nobody's business
-
 def model_card(
     report:dict, # as `train.json` has it
     dataset:str, # what it was trained on: a folder or a Hub id
@@ -192,7 +190,7 @@ def model_card(
     base = s['pretrained_model_name_or_path']
     start = s.get('controlnet_model_name_or_path')
     chain = licences(base, dataset, start)
-    return _CARD.format(base=_public(base), dataset=_public(dataset), chain=chain, start=f'; it began as {_public(start)}' if start else '', steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
+    return _CARD.format(base=public(base), dataset=public(dataset), chain=chain, start=f'; it began as {public(start)}' if start else '', steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
         head=ModelCardData(**chain['head'], tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml(),
         loss=report['final_loss'] or float('nan'), held_out=f', {held_out[-1]:.4f} on rows that were kept back' if held_out else '',
         settings=', '.join(f'{name} {s[name]}' for name in _SAID if s[name] is not None),

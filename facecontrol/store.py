@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'staged_file', 'write_file', 'plain', 'write_json', 'append_line', 'whole_lines', 'sha256', 'origin',
-           'write_manifest', 'verify', 'lock', 'check_out', 'staged']
+           'write_manifest', 'read_manifest', 'verify', 'relist', 'lock', 'check_out', 'staged']
 
 # %% ../nbs/00_store.ipynb #8644a63a
 import errno, hashlib, json, math, os, platform, shutil, subprocess
@@ -124,6 +124,13 @@ def _commit():
 
 # %% ../nbs/00_store.ipynb #64d667e2
 MANIFEST = 'manifest.json'
+_SEAL = b',\n "sha256": "' # between a manifest's contents and their fingerprint, its last field
+
+def _entry(path): return dict(bytes=path.stat().st_size, sha256=sha256(path))
+
+def _write_sealed(folder, manifest):
+    text = json.dumps(manifest, indent=1).removesuffix('\n}').encode()
+    write_file(folder/MANIFEST, text + _SEAL + hashlib.sha256(text).hexdigest().encode() + b'"\n}\n')
 
 def write_manifest(
     folder:str|Path, # finished; everything in it is listed
@@ -133,27 +140,52 @@ def write_manifest(
     folder = Path(folder)
     def unfinished(path): return path.name.startswith('.') and path.suffix == '.new'   # left by a kill
     paths = sorted(p for p in folder.rglob('*') if p.is_file() and p != folder/MANIFEST and not unfinished(p))
-    files = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=sha256(p)) for p in paths}
-    manifest = dict(facecontrol=1, settings=settings or {}, origin=origin(), files=files)
-    write_file(folder/MANIFEST, json.dumps(manifest, indent=1) + '\n')
+    manifest = dict(facecontrol=1, settings=settings or {}, origin=origin(), files={p.relative_to(folder).as_posix(): _entry(p) for p in paths})
+    _write_sealed(folder, manifest)
     return manifest
+
+# %% ../nbs/00_store.ipynb #5ea1ed02
+_FIELDS = {'facecontrol', 'settings', 'origin', 'files'}
+
+def read_manifest(
+    folder:str|Path, # written by `staged`, or with `write_manifest`
+)->dict: # as `write_manifest` returned it
+    "What a folder says of itself, checked by the manifest's own fingerprint; the files are not looked at"
+    path = Path(folder)/MANIFEST
+    if not path.exists(): raise ValueError(f'{folder} has no {MANIFEST}: it was not finished, or facecontrol did not write it')
+    text, _, seal = path.read_bytes().rpartition(_SEAL)
+    if seal == hashlib.sha256(text).hexdigest().encode() + b'"\n}\n': return json.loads(text + b'}')
+    try: manifest = json.loads(path.read_bytes())
+    except ValueError: manifest = None
+    if not isinstance(manifest, dict) or manifest.keys() != _FIELDS or not _lists_files(manifest['files']):   # a whole one from before the fingerprint?
+        raise ValueError(f'{path} is damaged, changed since, or not of facecontrol: its own fingerprint does not fit')
+    return manifest
+
+def _lists_files(files): return isinstance(files, dict) and all(isinstance(was, dict) and was.keys() == {'bytes', 'sha256'} for was in files.values())
 
 # %% ../nbs/00_store.ipynb #b1b51aa0
 def verify(
     folder:str|Path, # written by `staged`, or with `write_manifest`
 )->dict: # its manifest
     "Check that every file of a folder is there, with the bytes it had"
-    folder = Path(folder)
-    if not (folder/MANIFEST).exists(): raise ValueError(f'{folder} has no {MANIFEST}: it was not finished, or facecontrol did not write it')
-    try: manifest = json.loads((folder/MANIFEST).read_text(encoding='utf-8'))
-    except ValueError: manifest = None
-    if not isinstance(manifest, dict) or not isinstance(manifest.get('files'), dict): raise ValueError(f'{folder/MANIFEST} is damaged: it must be JSON that lists files')
+    folder, manifest = Path(folder), read_manifest(folder)
     for name, was in manifest['files'].items():
         path = folder/name
-        if not path.exists(): raise ValueError(f'{path} is missing: the manifest lists it with {was["bytes"]} bytes')
+        if not path.is_file(): raise ValueError(f'{path} is missing: the manifest lists it with {was["bytes"]} bytes')
         size = path.stat().st_size
         if size != was['bytes']: raise ValueError(f'{path} must have {was["bytes"]} bytes, got {size}: cut off, or changed since')
         if sha256(path) != was['sha256']: raise ValueError(f'{path} has other bytes than the manifest says: damaged, or changed since')
+    return manifest
+
+# %% ../nbs/00_store.ipynb #5ea1ed07
+def relist(
+    folder:str|Path, # with a manifest
+    names:list, # of files in it that are new, or were rewritten
+)->dict: # the manifest, as it is now
+    "List some of a folder's files again"
+    folder, manifest = Path(folder), read_manifest(folder)
+    manifest['files'] |= {name: _entry(folder/name) for name in names}
+    _write_sealed(folder, manifest)
     return manifest
 
 # %% ../nbs/00_store.ipynb #03d009db

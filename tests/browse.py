@@ -1,16 +1,17 @@
-"""Look at the pages in a browser, as a reader would. Run by hand; needs playwright and a chromium (apt install chromium).
+"""Look at the pages in a browser, as a reader would. Needs playwright and a chromium (apt install chromium); test_site.py looks at a few.
 
     python tests/browse.py SHOTS [PAGES]         pages as HTML, 1280 and 390 pixels wide; a picture of each goes into the folder SHOTS
     python tests/browse.py SHOTS --lab PAGES     JupyterLab, on a copy: open each, restart, run all (IN_TEST=1 in the environment makes them short)
 
 PAGES are notebooks; all of them if none is named. A line for each thing that a reader would stumble over; their number at the end."""
-import json, os, shutil, socket, subprocess, sys, tempfile, time, urllib.request
+import json, os, re, shutil, socket, subprocess, sys, tempfile, time, urllib.request
 from argparse import ArgumentParser
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from nbconvert import HTMLExporter
 from nbformat import read, write
-from playwright.sync_api import TimeoutError, sync_playwright
+from yaml import safe_load
 
 root = Path(__file__).resolve().parents[1]
 nbs = root/'nbs'
@@ -21,11 +22,20 @@ def all_pages(): return sorted(p for p in nbs.glob('**/*.ipynb') if not any(part
 
 def name(page): return '-'.join(page.resolve().relative_to(nbs).with_suffix('').parts)
 
-def as_html(page, folder):
-    "A notebook as a page, without the cells that the site hides"
-    notebook = read(page, as_version=4)
+UNTOLD = 'No description has been provided for this image'
+
+def spoken(cell):
+    "The alternative text that the site will give to a cell's pictures; None if it has none"
+    said = re.search(r'^#\| fig-alt: (.+)$', cell.source, re.M) if cell.cell_type == 'code' else None
+    return safe_load(said[1]) if said else None
+
+def as_html(page, folder, notebook=None):
+    "A notebook, read from `page` if it is not given, as a page without the cells that the site hides"
+    notebook = notebook or read(page, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith('#| hide')]
     text, _ = HTMLExporter(template_name='lab').from_notebook_node(notebook)
+    said = iter([spoken(cell) for cell in notebook.cells for output in cell.get('outputs', []) if {'image/png', 'image/jpeg', 'image/svg+xml'} & set(output.get('data', {}))])
+    text = re.sub(f'alt="{UNTOLD}"', lambda found: f'alt="{escape(next(said, None) or UNTOLD)}"', text)      # in nbconvert's own words, whatever the cell says
     out = folder/f'{name(page)}.html'
     out.write_text(text.replace('src="images/', f'src="{(nbs/"images").as_uri()}/').replace('src="../images/', f'src="{(nbs/"images").as_uri()}/'), encoding='utf-8')
     return out
@@ -36,7 +46,7 @@ WIDE = '''() => {
     const wide = [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > page + 1 && !scrolls(e))
     return document.documentElement.scrollWidth > page + 1 ? wide.slice(-3).map(e => `${e.tagName.toLowerCase()}.${e.className} ${Math.round(e.getBoundingClientRect().right)} px`) : []
 }'''
-SILENT = '''() => [...document.images].filter(i => !i.closest('.jp-OutputArea') && !(i.alt || '').trim()).map(i => i.src.slice(0, 80))'''
+SILENT = f'''() => [...document.images].filter(i => ['', '{UNTOLD}'].includes((i.alt || '').trim())).map(i => i.src.slice(0, 80))'''
 EMPTY = '''() => [...document.images].filter(i => !i.src.startsWith('http') && !i.naturalWidth).map(i => i.src.slice(0, 80))'''
 
 def look(browser, page, shots, folder):
@@ -102,6 +112,7 @@ NOT_RUN = '''() => [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-pro
 
 def run_all(browser, page, shots, folder, address):
     "What is wrong with a page after restart and run all"
+    from playwright.sync_api import TimeoutError
     path = page.resolve().relative_to(root)
     without_hub_and_gpu(folder/path)
     tab = browser.new_page(viewport=dict(width=1280, height=1000))
@@ -125,6 +136,7 @@ def run_all(browser, page, shots, folder, address):
 
 
 def main():
+    from playwright.sync_api import sync_playwright
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('shots', type=Path, help='folder for pictures of what was seen')
     parser.add_argument('pages', type=Path, nargs='*', help='notebooks; all if none is named')

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DConditionModel
 from PIL import Image, ImageOps
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 from facecontrol.loss import cache_latents, controlnet_loss, gather, load_base, pixels
 from facecontrol.memory import make_optimizer
 from facecontrol.train import compile_blocks, training_steps
@@ -68,6 +68,34 @@ def reference(
     return found._replace(seconds=np.diff(marks).tolist(), weights=controlnet.state_dict())
 
 
+def reference_xl(
+    folder:str, # a Stable Diffusion XL
+    rows, # as `reference` takes them; one batch
+    start:Path, # a ControlNet
+    spread:torch.Tensor, # `(b, c, h, w)`: where in the VAE's Gaussian
+    noise:torch.Tensor, # `(b, c, h, w)`
+    timesteps:torch.Tensor, # `(b,)`
+    resolution:int, # px
+)->float: # its loss
+    "One step of an XL, from the pictures on, as everybody does it"
+    parts = (AutoencoderKL, 'vae'), (UNet2DConditionModel, 'unet'), (DDPMScheduler, 'scheduler')
+    vae, unet, scheduler = (kind.from_pretrained(folder, subfolder=name) for kind, name in parts)
+    captions, embeds = [row['image_caption'] for row in rows], []
+    for n, kind in (('', CLIPTextModel), ('_2', CLIPTextModelWithProjection)):
+        tokenizer, text_encoder = AutoTokenizer.from_pretrained(folder, subfolder=f'tokenizer{n}'), kind.from_pretrained(folder, subfolder=f'text_encoder{n}', dtype=torch.float32)
+        tokens = tokenizer(captions, max_length=tokenizer.model_max_length, padding='max_length', truncation=True, return_tensors='pt')
+        heard = text_encoder(tokens.input_ids, output_hidden_states=True)
+        embeds.append(heard.hidden_states[-2])      # the last but one layer of both; the sentence as a whole from the second
+    given = dict(encoder_hidden_states=torch.cat(embeds, dim=-1), added_cond_kwargs=dict(text_embeds=heard[0],
+        time_ids=torch.tensor([[resolution, resolution, 0, 0, resolution, resolution]] * len(rows))))   # original size, corner of the crop, target size
+    gaussian = vae.encode(torch.stack([pixels(row['image'], resolution) for row in rows]) / 255 * 2 - 1).latent_dist
+    noisy_latents = scheduler.add_noise((gaussian.mean + gaussian.std * spread) * vae.config.scaling_factor, noise, timesteps)
+    downs, mid = ControlNetModel.from_pretrained(start)(noisy_latents, timesteps, return_dict=False, **given,
+        controlnet_cond=torch.stack([pixels(row['spiga_seg'], resolution) for row in rows]) / 255)
+    model_pred = unet(noisy_latents, timesteps, down_block_additional_residuals=downs, mid_block_additional_residual=mid, **given).sample
+    return F.mse_loss(model_pred, noise).item()
+
+
 def torchvision_stand_in()->types.ModuleType: # what the script uses of torchvision.transforms, which this project does not install
     "Five transforms"
     transforms = types.ModuleType('torchvision.transforms')
@@ -93,6 +121,7 @@ def load_script(
 def run_script(
     path:str|Path, # of diffusers' examples/controlnet/train_controlnet.py
     flags:list, # its command line; the dataset should have a column `row`
+    clock=time.perf_counter, # seconds; `time.process_time` does not notice what else the machine does
 )->Recorded:
     "Run the script, and write down what it draws and how long its steps take"
     script, found, last = load_script(path), Recorded([], [], [], [], [], [], {}), []
@@ -106,7 +135,7 @@ def run_script(
         found.rows.append([example['row'] for example in examples])
         return original(examples)
     def mse_loss(*args, original=F.mse_loss, **kwargs):
-        loss, now = original(*args, **kwargs), time.perf_counter()
+        loss, now = original(*args, **kwargs), clock()
         found.losses.append(loss.item())
         if last: found.seconds.append(now - last.pop())
         last.append(now)
@@ -131,12 +160,14 @@ def ours(
     channels_last:bool=False, # faster, and adds up in another order
     compile:bool=False, # faster still, once that is done
     fused:bool=True, # AdamW in one pass, which rounds in other places than the yardstick's
+    frozen_bf16:bool=False, # the UNet in bfloat16
 )->Recorded:
     "Our loop on another's dice"
     base, controlnet = load_base(folder), ControlNetModel.from_pretrained(start)
     cache, marks = cache_latents(base, rows, resolution, batch_size=len(recorded.rows[0])), [time.perf_counter()]
     if channels_last:
         for model in (controlnet, base.unet): model.to(memory_format=torch.channels_last)
+    if frozen_bf16: base.unet.to(torch.bfloat16)
     if compile: compile_blocks(controlnet, base.unet)
     batches = (gather(cache, r, [cache.prompts[row][0] for row in r], [0] * len(r), *draws) for r, *draws in zip(*recorded[:4]))
     optimizer, losses = make_optimizer(controlnet.parameters(), learning_rate) if fused else torch.optim.AdamW(controlnet.parameters(), learning_rate), []

@@ -59,14 +59,36 @@ def test_photos_become_a_controlnet_that_draws(work):
         settings = json.loads(Image.open(work/'out.png').text['settings'])
         assert (settings['controlnet'], settings['controlnet_conditioning_scale']) == used
 
-def test_train_hands_on_all_but_its_own_flag(monkeypatch):
+def test_train_hands_on_all_but_its_own_flags(monkeypatch, tmp_path):
     from facecontrol import evaluate, train
     given = []
-    monkeypatch.setattr(evaluate, 'stop_when_worse', lambda patience: f'stop after {patience}')
+    monkeypatch.setattr(evaluate, 'stop_when_worse', lambda patience, detect, similarity: f'stop after {patience}, by {detect.settings.split()[0]} and {similarity}')
+    monkeypatch.setattr(evaluate, 'load_clip', lambda name: name)
     monkeypatch.setattr(train, 'main', lambda arguments, stop: given.append((arguments, stop)))
     shell('train', '--max_train_steps', 2, '--stop_when_worse', 3, '--report_to', 'none')
+    shell('train', '--pretrained_model_name_or_path', 'sd21', '--max_train_steps', 2)
     shell('train', '--help')
-    assert given == [(['--max_train_steps', '2', '--report_to', 'none'], 'stop after 3'), (['--help'], None)]
+    assert given == [(['--max_train_steps', '2', '--report_to', 'none'], 'stop after 3, by pocket and pocket'),
+                     (['--max_train_steps', '2', '--pretrained_model_name_or_path', 'sd21'], None), (['--help'], None)]
+    small = tiny_base(tmp_path/'base')
+    shell('train', '--pretrained_model_name_or_path', small, '--stop_when_worse', 3, '--clip', 'another')
+    assert given[-1] == (['--pretrained_model_name_or_path', str(small)], 'stop after 3, by pocket and another')
+    with pytest.raises(ValueError, match='must judge sd21 by --detector spiga'): shell('train', '--pretrained_model_name_or_path', 'sd21', '--stop_when_worse', 3)
+
+def test_a_build_is_not_gone_on_with_other_boxes(work):
+    build = ('build', work/'photos.zip', work/'boxes', '--captioner', 'none', '--max-bad', 1)
+    shell(*build)
+    with pytest.raises(ValueError, match="was begun with detector 'pocket .*, threshold 0.5', got 'pocket .*, boxes by cascade"): shell(*build, '--boxes', 'found')
+
+def test_evaluate_tells_spiga_where_to_look(monkeypatch):
+    from facecontrol import cli, detect, evaluate
+    given = []
+    monkeypatch.setattr(detect, 'load_detector', lambda name, find: given.append((name, find is None)))
+    monkeypatch.setattr(detect, 'load_finder', lambda: 'finder')
+    for name in ('pocket', 'spiga'): cli._detector(name)
+    monkeypatch.setattr(evaluate, 'load_clip', lambda name: name)
+    with pytest.raises(ValueError, match='run must be'): shell('evaluate', 'nowhere', '--detector', 'spiga')
+    assert given == [('pocket', True), ('spiga', False), ('spiga', False)]
 
 @pytest.mark.parametrize('words, said', [
     ('build nowhere out', 'nowhere is no folder, no zip'),

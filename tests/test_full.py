@@ -21,9 +21,10 @@ def test_selective_checkpointing_recomputes_nothing_that_is_dear(plain):
     assert abs(count(LADDER['equal']._replace(frozen_bf16=True)).tflop / plain.tflop - 1) < .01
     assert 1.15 < count(Rung('full', frozen_bf16=True)).tflop / plain.tflop < 1.35       # the page says a quarter more
 
-def test_the_plan_counts_what_the_trainer_keeps():
-    planned, kept = count_step('sd21', 512, 'bf16', gradient_checkpointing=True), count(LADDER['8gb'])
-    assert abs((planned.alive(4) + 2 * planned.trained) / 2**30 / kept.peak - 1) < .1       # Adam's two numbers, a byte each
+@pytest.mark.parametrize('rung, checkpointing, remembered', [(LADDER['8gb'], True, 2), (LADDER['equal']._replace(frozen_bf16=True), 'selective', 8)])
+def test_the_plan_counts_what_the_trainer_keeps(rung, checkpointing, remembered):
+    planned, kept = count_step('sd21', 512, 'bf16', gradient_checkpointing=checkpointing), count(rung)
+    assert abs((planned.alive(4) + remembered * planned.trained) / 2**30 / kept.peak - 1) < .1       # Adam's two numbers: a byte each, or four
 
 @pytest.mark.skipif('SLOW' not in os.environ, reason='minutes, and 7 GB of memory: set SLOW')
 def test_a_real_step_takes_what_was_counted():

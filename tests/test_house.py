@@ -99,11 +99,47 @@ def test_cleaning_changes_nothing(copy):
     for path in sorted(copy.glob('nbs/**/*.ipynb')):
         assert path.read_text() == (root/path.relative_to(copy)).read_text(), f'run nbdev_clean: {path.name} differs'
 
-def test_the_wheel_carries_the_weights(copy):
-    run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', copy/'dist', '.', cwd=copy)
-    wheel, = (copy/'dist').glob('facecontrol-*.whl')
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    "The package, built from a copy of the project"
+    source = tmp_path_factory.mktemp('source')
+    shutil.copytree(root/'facecontrol', source/'facecontrol', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in ('settings.ini', 'setup.py', 'MANIFEST.in', 'README.md', 'LICENSE'): shutil.copy(root/name, source)
+    run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-w', source/'dist', '.', cwd=source)
+    return next((source/'dist').glob('facecontrol-*.whl'))
+
+def test_the_wheel_carries_the_weights(wheel):
     inside = zipfile.ZipFile(wheel).namelist()
     weights = [p.relative_to(root).as_posix() for p in root.glob('facecontrol/weights/**/*') if p.is_file()]
     assert any(name.endswith('.safetensors') for name in weights)
     assert set(weights) <= set(inside) and 'facecontrol/cli.py' in inside
     assert wheel.stat().st_size < 30e6
+
+def seen(folder):
+    "Everything in a folder, with sizes and times of change"
+    return {p.relative_to(folder): (p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob('*')}
+
+def test_it_works_anywhere(wheel, tmp_path):
+    "Installed in a folder with a space and an accent that nobody may write, started from another, without a home, none of our warnings allowed"
+    place, work, homeless = tmp_path/'Café au lait', tmp_path/'Über uns', tmp_path/'file'
+    run(sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', place, wheel)
+    for path in (place, *place.rglob('*')): path.chmod(path.stat().st_mode & ~0o222)
+    before = seen(place)                                # root may write all the same: then it shows here
+    work.mkdir()
+    homeless.touch()                                    # a folder in a file: not even root can make that
+    lost = 'HF_HOME HF_DATASETS_CACHE HF_HUB_CACHE XDG_CACHE_HOME XDG_CONFIG_HOME MPLCONFIGDIR TORCHINDUCTOR_CACHE_DIR'.split()
+    env = {k: v for k, v in os.environ.items() if k not in lost} | dict(HOME=str(homeless/'home'), PYTHONPATH=str(place), HF_HUB_OFFLINE='1')
+    strict = [f'-Werror:::{name}' for name in ('__main__', 'facecontrol', *(f'facecontrol.{module}' for module in modules))]
+    def said(*words):
+        done = subprocess.run([sys.executable, *strict, *map(str, words)], cwd=work, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+    command = place/'bin'/'facecontrol'
+    assert str(place) in said('-c', 'import facecontrol; print(facecontrol.__file__)')
+    said(command, 'faces', 'drawn faces', '--n', 4, '--size', 128)
+    said(command, 'build', 'drawn faces', 'rows', '--detector', 'dataset', '--captioner', 'none', '--size', 128)
+    trained = said('-m', 'facecontrol.train', '--pretrained_model_name_or_path', 'pocket', '--dataset_name', 'rows', '--output_dir', 'né hier',
+                   '--max_train_steps', 2, '--train_batch_size', 2)
+    assert 'né hier: 2 steps' in trained
+    said(command, 'generate', '--prompt', 'a face', '--controlnet', 'né hier', '--landmarks', 'drawn faces/000000_ldmks.txt', '--landmarks_size', 128, '--steps', 1, '--out', 'face.png')
+    assert (work/'face.png').stat().st_size and seen(place) == before and homeless.read_bytes() == b''

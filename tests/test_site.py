@@ -3,6 +3,7 @@ import ast, builtins, importlib.util, io, os, re, subprocess, sys
 from configparser import ConfigParser
 from importlib.metadata import version
 from pathlib import Path
+import browse
 import nbformat
 import pytest
 import yaml
@@ -105,6 +106,14 @@ def test_pictures_say_in_words_what_they_show(page):
     assert not silent and not re.findall(r'<img(?![^>]*alt="[^"]+)', text), 'a picture needs alternative text'
 
 
+@each
+def test_stored_pictures_say_in_words_what_they_show(page):
+    "Where a cell has left a picture, its `#| fig-alt` is what the site reads out"
+    drawn = [cell for cell in cells(page) if any(kind.startswith('image/') for output in cell.get('outputs', []) for kind in output.get('data', {}))]
+    silent = [cell.id for cell in drawn if len((browse.spoken(cell) or '').split()) < 4]
+    assert not silent, f'these cells need #| fig-alt with four words or more: {silent}'
+
+
 glossary = [cell.source for cell in cells(nbs/'glossary.ipynb')] if (nbs/'glossary.ipynb').exists() else []
 terms = re.findall(r'^### (.+)$', '\n'.join(glossary), re.M)
 anchors = [term.replace(' ', '-') for term in terms]    # as JupyterLab, nbconvert and Quarto make them of small letters
@@ -137,7 +146,7 @@ def test_a_cell_is_short(page):
     long = {cell.source.splitlines()[:3][-1]: lines(cell.source) for cell in cells(page) if cell.cell_type == 'code' and lines(cell.source) > 25}
     assert not long, f'over 25 lines: {long}'
 
-@pytest.mark.parametrize('page', [p for p in pages if p.parent == nbs and p.stem not in ('index', 'glossary')], ids=lambda p: p.stem)
+@pytest.mark.parametrize('page', [p for p in pages if p.stem not in ('index', 'glossary')], ids=lambda p: p.stem)
 def test_a_page_has_its_parts(page):
     "A question and a picture before the first section, three points to remember, exercises, each with its solution"
     sources = [cell.source for cell in cells(page)]
@@ -148,7 +157,7 @@ def test_a_page_has_its_parts(page):
     points, tasks = (re.search(rf'^## {title}\n(.*?)(?=^## |\Z)', text, re.M | re.S) for title in ('What to remember', 'Exercises'))
     assert len(re.findall(r'^(?:- |\d\. )', points[1], re.M)) == 3, f'{page.stem} must have three points to remember'
     assert len(re.findall(r'^\*{0,2}\d\.', tasks[1], re.M)) == text.count('#| code-summary: Solution') >= 2
-    assert not page.stem[0].isdigit() or '\n## At full size\n' in text
+    assert page.stem == 'full_size' or '\n## At full size\n' in text
 
 @each
 def test_solutions_are_folded_and_hidden(page):
@@ -206,6 +215,38 @@ def test_on_colab_it_installs_what_is_missing_and_leaves_torch_alone(monkeypatch
     assert not [word for word in install + alone if word.startswith(('torch', '-U', '--upgrade', '--force'))] and alone[-2:] == ['--no-deps', 'spiga==0.0.6']
     extras = re.search(r'\[(.*)\]', ' '.join(install))[1].split(',')
     assert all(f'{extra}_requirements' in ini for extra in extras) and 'the CPU will do' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('page', [p for p in pages if p.parent != nbs], ids=lambda p: p.stem)
+def test_a_pocket_page_finds_its_own_folder(page, monkeypatch):
+    "Whether it begins in nbs/, as on Colab, or beside itself, as everywhere else"
+    found = cells(page)[3]
+    assert found.cell_type == 'code' and found.source == cells(nbs/'pocket/vae.ipynb')[3].source
+    for begin in (nbs, page.parent):
+        monkeypatch.chdir(begin)
+        exec(found.source, dict(os=os))
+        assert Path.cwd() == page.parent
+
+
+@each
+def test_a_page_becomes_html(page, tmp_path):
+    "By nbconvert, with the words of every picture; what the pictures hold is looked at in a browser, and makes this slow"
+    notebook = nbformat.read(page, as_version=4)
+    for data in (output.data for cell in notebook.cells for output in cell.get('outputs', []) if 'data' in output):
+        data.update({kind: 'AAAA' for kind in data if kind.startswith('image/') and kind != 'image/svg+xml'})
+    html = browse.as_html(page, tmp_path, notebook).read_text(encoding='utf-8')
+    silent = [tag[:100] for tag in re.findall('<img[^>]*>', html) if browse.UNTOLD in tag or not re.search(r'alt="[^"]*\w', tag)]
+    assert not silent and '<h1' in html
+
+@pytest.mark.skipif(not browse.chromium, reason='no chromium on this machine: apt install chromium')
+def test_pages_look_right_in_a_browser(tmp_path):
+    "On a wide and on a narrow screen: nothing cut off, empty or without words"
+    sync_api = pytest.importorskip('playwright.sync_api')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=browse.chromium, args=['--no-sandbox'])
+        faults = {name: list(browse.look(browser, nbs/f'{name}.ipynb', tmp_path, tmp_path)) for name in ('index', '01_landmarks', '12_cli', 'pocket/blip')}
+        browser.close()
+    assert not {name: found for name, found in faults.items() if found}
 
 
 def test_lowest_versions_are_those_of_settings():

@@ -2,6 +2,7 @@
 import os, signal, subprocess, sys
 from pathlib import Path
 import pytest
+from facecontrol.checkpoint import latest_checkpoint
 from facecontrol.store import lock, staged, verify, write_file
 
 root = Path(__file__).parents[1]
@@ -89,3 +90,16 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path):
             (new/'0.txt').write_text('1234')
             with open('/dev/full', 'w') as disk: disk.write('more')
     assert read(out) == ['old'] * 2
+
+
+def test_a_checkpoint_with_one_wrong_byte_in_its_manifest_is_passed_over(tmp_path, capsys):
+    for n in (1, 2):
+        with staged(tmp_path/f'checkpoint-{n}', dict(seed=0, learning_rate=1e-5)) as new: (new/'weights').write_text('1234')
+    manifest = tmp_path/'checkpoint-2/manifest.json'
+    whole = manifest.read_bytes()
+    for n, byte in enumerate(whole):
+        manifest.write_bytes(whole[:n] + bytes([byte ^ 1 << n % 8]) + whole[n + 1:])
+        assert latest_checkpoint(tmp_path) == tmp_path/'checkpoint-1', n
+        assert f'{manifest} is damaged' in capsys.readouterr().out, n
+    manifest.write_bytes(whole)
+    assert latest_checkpoint(tmp_path) == tmp_path/'checkpoint-2'

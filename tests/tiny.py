@@ -22,17 +22,19 @@ def tiny_tokenizer(
 def tiny_base(
     folder:str|Path, # receives model_index.json and a folder per part, as `save_pretrained` writes them
     prediction_type:str='v_prediction', # or 'epsilon'
+    like:str='sd15', # or 'sd21': all four levels, linear projections, and the number of attention heads said for each level
 )->str: # the folder
-    "Write a random Stable Diffusion of 64 px: VAE factor 8, two UNet levels"
+    "Write a random Stable Diffusion of 64 px: VAE factor 8, two UNet levels unless it is like 2.1"
+    shapes = dict(sd15=dict(block_out_channels=(32, 64), attention_head_dim=4, down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'),
+            up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D')),
+        sd21=dict(block_out_channels=(32, 32, 64, 64), attention_head_dim=(2, 4, 8, 8), use_linear_projection=True))   # diffusers' own levels are those of 1.5 and 2.1
     folder = Path(folder)
     tokenizer = tiny_tokenizer(folder/'tokenizer')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vae = AutoencoderKL(block_out_channels=(8, 8, 8, 8), norm_num_groups=4, sample_size=64,
             down_block_types=('DownEncoderBlock2D',) * 4, up_block_types=('UpDecoderBlock2D',) * 4)
-        unet = UNet2DConditionModel(sample_size=8, block_out_channels=(32, 64),
-            layers_per_block=1, cross_attention_dim=32, attention_head_dim=4,
-            down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+        unet = UNet2DConditionModel(sample_size=8, layers_per_block=1, cross_attention_dim=32, **shapes[like])
         text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
             num_attention_heads=4, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     scheduler = DDPMScheduler(beta_schedule='squaredcos_cap_v2', prediction_type=prediction_type, clip_sample=False, steps_offset=1)
