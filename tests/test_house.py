@@ -141,5 +141,5 @@ def test_it_works_anywhere(wheel, tmp_path):
     trained = said('-m', 'facecontrol.train', '--pretrained_model_name_or_path', 'pocket', '--dataset_name', 'rows', '--output_dir', 'né hier',
                    '--max_train_steps', 2, '--train_batch_size', 2)
     assert 'né hier: 2 steps' in trained
-    said(command, 'generate', '--prompt', 'a face', '--controlnet', 'né hier', '--landmarks', 'drawn faces/000000_ldmks.txt', '--landmarks_size', 128, '--steps', 1, '--out', 'face.png')
+    said(command, 'generate', '--prompt', 'a face', '--controlnet', 'né hier', '--landmarks', 'drawn faces/000000_ldmks.txt', '--landmarks-size', 128, '--steps', 1, '--out', 'face.png')
     assert (work/'face.png').stat().st_size and seen(place) == before and homeless.read_bytes() == b''
