@@ -147,10 +147,11 @@ def one_run(name, way, arguments): # in a process of its own
     return dict(name=name, seed=arguments[-3], curve=curve, retention=kept, retention_interval=interval, rows=ROWS, masks=MASKS, **origin())
 
 def reached(curve, goal): # step and seconds at which the error was first that small, on straight lines between the looks
-    for (a, *before), (b, *after) in zip(curve, curve[1:]):
-        if after[1] <= goal:
-            share = 1. if before[1] <= goal else (before[1] - goal) / (before[1] - after[1])
-            return a + share * (b - a), before[0] + share * (after[0] - before[0])
+    if curve[0][2] <= goal: return curve[0][:2]
+    for (a, since, before, _), (b, until, after, _) in zip(curve, curve[1:]):
+        if after <= goal:
+            share = (before - goal) / (before - after)
+            return a + share * (b - a), since + share * (until - since)
     return np.inf, np.inf
 
 def told(runs, goals=(.1, .08)): # everything, the quickest first
