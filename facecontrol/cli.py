@@ -50,7 +50,7 @@ def plan(
     examples:Annotated[int, Option(help='pictures in the dataset')]=100_000,
     num_train_epochs:Annotated[int, Option('--num_train_epochs', help='times each is seen')]=1,
     gpu:Annotated[str, Option(help="T4, L4, A10G, RTX3090, RTX4090, A100, H100, H200, or this: the processor at hand")]='A100',
-    price_per_hour:Annotated[float, Option('--price_per_hour', help='dollars')]=1.10,
+    price_per_hour:Annotated[float|None, Option('--price_per_hour', help='dollars; by default 1.10, and nothing for this machine')]=None,
     share:Annotated[float, Option(help="of the card's published rate that is reached")]=0.25,
 )->None:
     "Memory, hours and cost, before you rent."
@@ -157,7 +157,7 @@ def generate(
     landmarks_size:Annotated[int, Option(help='side of the square picture that these points are from, in pixels')]=512,
     mask:Annotated[Path|None, Option(help='a picture of the mask')]=None,
     detector:Annotated[str, Option(help='who finds the points of --image: pocket, or spiga for photos of people')]='pocket',
-    base:Annotated[str, Option(help='pocket, sd15, sd21, a folder or a Hub id')]='pocket',
+    base:Annotated[str, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id')]='pocket',
     seed:Annotated[int, Option(help='of the picture')]=0,
     steps:Annotated[int, Option(help='of the sampler')]=20,
     scale:Annotated[float|None, Option('--controlnet_conditioning_scale', help='how loud the ControlNet is, 0 is silence; if not given, what `evaluate` chose for this run, with its checkpoint, or else 1')]=None,
@@ -196,7 +196,7 @@ def _detector(name): # for pictures without boxes; SPIGA has to be told where to
 def evaluate(
     run:Annotated[str, Argument(help="a training's output_dir, a ControlNet's folder, or a Hub id")],
     dataset:Annotated[Path|None, Option(help="with held-out rows; if not given, the run's own, or else faces drawn for the occasion")]=None,
-    base:Annotated[str|None, Option(help='pocket, sd15, sd21, a folder or a Hub id; if not given, what the run or its card says')]=None,
+    base:Annotated[str|None, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id; if not given, what the run or its card says')]=None,
     out:Annotated[Path|None, Option(help='folder; if not given, `evaluation` in the run')]=None,
     n:Annotated[int, Option(help='masks')]=64,
     probes:Annotated[int, Option(help='how often each concept and style is asked for')]=6,
@@ -238,7 +238,7 @@ def publish(
 @app.command()
 def demo(
     controlnet:Annotated[str, Option(help="a training's output_dir, a ControlNet's folder or a Hub id")]='runs/quickstart/controlnet',
-    base:Annotated[str, Option(help='pocket, sd15, sd21, a folder or a Hub id')]='pocket',
+    base:Annotated[str, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id')]='pocket',
     detector:Annotated[str, Option(help='pocket, or spiga for photos of people')]='pocket',
     steps:Annotated[int, Option(help='of the sampler')]=20,
     port:Annotated[int, Option(help='on 127.0.0.1')]=7860,

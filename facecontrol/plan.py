@@ -340,7 +340,7 @@ def _check(settings): # parameters of `plan`
     if settings['memory'] == '4gb' and settings['gradient_accumulation_steps'] > 1:
         raise ValueError(f"gradient_accumulation_steps must be 1 with memory '4gb', got {settings['gradient_accumulation_steps']}")
     if not 0 < settings['share'] <= 1: raise ValueError(f"share must be above 0 and at most 1, got {settings['share']}")
-    if settings['price_per_hour'] < 0: raise ValueError(f"price_per_hour must not be negative, got {settings['price_per_hour']}")
+    if (settings['price_per_hour'] or 0) < 0: raise ValueError(f"price_per_hour must not be negative, got {settings['price_per_hour']}")
 
 def _resolved(settings): # parameters of `plan`, with what follows from them
     _check(settings)
@@ -352,7 +352,9 @@ def _resolved(settings): # parameters of `plan`, with what follows from them
     saving = {}
     if settings['memory'] == 'equal': saving['gradient_checkpointing'] = settings['gradient_checkpointing'] or 'selective'
     elif settings['memory']: saving = dict(mixed_precision='bf16', gradient_checkpointing=True, use_8bit_adam=True)
-    return settings | saving | dict(resolution=resolution)
+    price = settings['price_per_hour']
+    if price is None: price = 0. if settings['gpu'] == 'this' else 1.10
+    return settings | saving | dict(resolution=resolution, price_per_hour=price)
 
 # %% ../nbs/00_plan.ipynb #44a63db7
 def _gigabytes(counted, settings): # what a card must have
@@ -386,7 +388,7 @@ def plan(
     examples:int=100_000, # pictures in the dataset
     num_train_epochs:int=1, # times each is seen
     gpu:str='A100', # one of `GPUS`, or 'this': this machine's processor
-    price_per_hour:float=1.10, # dollars
+    price_per_hour:float|None=None, # dollars; by default 1.10, and nothing for this machine
     share:float=0.25, # of the card's published rate that is reached
 )->Plan:
     "Memory, hours and dollars of a training, before anything is rented"
@@ -394,7 +396,7 @@ def plan(
     counted = count_step(base, s['resolution'], s['mixed_precision'], s['gradient_checkpointing'], memory in ('6gb', '4gb'))
     gigabytes, (steps, seconds, hours) = _gigabytes(counted, s), _time(counted, s)
     card = next((c for c in CARDS if gigabytes <= c), None)
-    return Plan(counted.trained, gigabytes, card, steps, seconds, hours, hours * price_per_hour, _command(s))
+    return Plan(counted.trained, gigabytes, card, steps, seconds, hours, hours * s['price_per_hour'], _command(s))
 
 # %% ../nbs/00_plan.ipynb #d4f0e929
 def fit(
