@@ -6,9 +6,9 @@
     python benchmarks/train.py --count                    FLOPs and peak bytes at that size, on tensors without contents
 
 Ours and theirs take turns in one run, and each figure is the median of the rounds. A step's seconds are from one loss to the next, unpacking
-of masks included; ours has its latents and captions in the cache, whose building is timed beside it and counted into the epochs.
+of masks included; ours has its latents and captions in the cache, whose building is timed in the pocket world and counted into the epochs there.
 """
-import argparse, gc, platform, sys, tempfile, time
+import argparse, gc, os, platform, sys, tempfile, time
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np
@@ -25,7 +25,7 @@ from facecontrol.landmarks import draw_mask
 from facecontrol.loss import cache_latents, controlnet_loss, draw_batch, frozen_models, load_base, new_controlnet
 from facecontrol.memory import LADDER, Rung, StepInBackward, checkpoint_blocks, make_optimizer
 from facecontrol.pocket import path
-from facecontrol.train import ahead, compile_blocks, places, training_steps
+from facecontrol.train import ahead, compile_blocks, places, train_controlnet, training_steps
 
 def machine():
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
@@ -93,13 +93,13 @@ def clear(): # what the run before has left behind: memory, a precision, compile
     torch.compiler.reset()
     AcceleratorState._reset_state(True)
 
-def write_full(work): # a base of random weights, a dataset in the published columns, and its cache
+def write_full(work, n): # a base of random weights, a dataset of n rows in the published columns, and its cache
     full.write_sd21(work/'base')
-    rows = drawn(64, 512)
+    rows = drawn(n, 512)
     published(rows, work/'dataset')
     base = load_base(work/'base')
     for model in frozen_models(base): model.to('cuda', torch.bfloat16)
-    return cache_latents(base, rows, 512, batch_size=4)
+    return cache_latents(base, rows, 512)
 
 def full_step(work, cache, rung, steps, compile=False, warm=10, batch=4):
     "Seconds a step, GiB allocated, GiB reserved: ours at Stable Diffusion 2.1's size"
@@ -139,24 +139,30 @@ def at_full_size(script_path, steps, rounds):
     rate, flops, found = matrix_rate(), full.count().tflop, {}
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        cache = write_full(work)
+        cache = write_full(work, 4 * (steps + 10)) # less than an epoch, at whose end the script would start its loaders anew
         ways = {f'ours, {name}': lambda rung=rung, compile=compile: full_step(work, cache, rung, steps, compile) for name, (rung, compile) in OURS.items()}
         if script_path: ways |= {f'the script, {name}': lambda more=more: full_script(work, script_path, steps, more) for name, more in THEIRS.items()}
         for n in range(rounds):
             for name, way in ways.items():
                 found.setdefault(name, []).append(way())
                 print(f'round {n + 1}: {name} {found[name][-1][0]:.3f} s', flush=True)
-        fits = {card: fits_into(work, cache, card) for card in (8, 6)}
+        fits = {card: fits_into(work, card) for card in (8, 6)}
     medians = {name: np.median(some, axis=0) for name, some in found.items()}
     print(f'Stable Diffusion 2.1, random weights, batch 4, 512 px; medians of {rounds} rounds of {steps} steps')
     table(['', 's a step', 'GiB allocated', 'GiB reserved', f'of {rate:.0f} TFLOP/s'],   # what a cached step must compute, over what matrix products reach here
         *([name, f'{seconds:.3f}', f'{allocated:.1f}', f'{reserved:.1f}', f'{flops / seconds / rate:.0%}' if name.startswith('ours') else ''] for name, (seconds, allocated, reserved) in medians.items()))
     for card, fit in fits.items(): print(f"--memory {card}gb in a card of {card} GiB, 0.6 of it the driver's: {'fits' if fit else 'does not fit'}")
 
-def fits_into(work, cache, card): # GiB
+def fits_into(work, card): # GiB
+    "The trainer itself, from its cache to its last look, in a part of the GPU"
+    clear()
     torch.cuda.set_per_process_memory_fraction((card - .6) * 2**30 / torch.cuda.get_device_properties(0).total_memory)
-    try: return bool(full_step(work, cache, LADDER[f'{card}gb'], steps=3, warm=2))
-    except torch.OutOfMemoryError: return False
+    draw_mask(draw_faces([0], size=512)['visible'][0], 512).save(work/'mask.png')
+    try: return bool(train_controlnet(work/'base', work/'dataset', work/f'{card}gb', max_train_samples=32, max_train_steps=3, memory=f'{card}gb', report_to='none',
+        validation_prompt=['a person'], validation_image=[work/'mask.png']))
+    except ValueError as error:
+        if not str(error).startswith('out of memory'): raise
+        return False
     finally: torch.cuda.set_per_process_memory_fraction(1.)
 
 if __name__ == '__main__':
@@ -175,4 +181,6 @@ if __name__ == '__main__':
         counted |= {f'not cached, {name}': (full.count(rung, cached=False), 4) for name, rung in (('float32', Rung()), ('bf16', HALF))}
         table(['', 'batch', 'TFLOP a step', 'GiB alive'], *([name, str(batch), f'{step.tflop:.2f}', f'{step.peak:.2f}'] for name, (step, batch) in counted.items()))
     elif given.full: at_full_size(given.script, given.steps or 50, given.rounds)
-    else: pocket(given.script, given.steps or 30, given.batch, given.rounds)
+    else:
+        os.environ['ACCELERATE_USE_CPU'] = 'true' # theirs, as ours
+        pocket(given.script, given.steps or 30, given.batch, given.rounds)

@@ -55,7 +55,10 @@ def load_base(
         try: return cls.from_pretrained(folder, subfolder=name, **options, **from_hub)
         except (OSError, ValueError) as error:
             raise ValueError(f'pretrained_model_name_or_path must be a Stable Diffusion with a {name}, got {folder}: {str(error).splitlines()[0]}') from None
-    def tokenizer(name): return AutoTokenizer.from_pretrained(tokenizer_name) if tokenizer_name else part(AutoTokenizer, name)
+    def tokenizer(name):
+        if not tokenizer_name: return part(AutoTokenizer, name)
+        try: return AutoTokenizer.from_pretrained(tokenizer_name)
+        except (OSError, ValueError) as error: raise ValueError(f'tokenizer_name must be a folder or Hub id with a tokenizer, got {tokenizer_name}: {str(error).splitlines()[0]}') from None
     text = dict(dtype=torch.float32, use_safetensors=True)
     base = Base(tokenizer('tokenizer'), part(CLIPTextModel, 'text_encoder', **text), part(AutoencoderKL, 'vae', use_safetensors=True),
         part(UNet2DConditionModel, 'unet', use_safetensors=True), part(DDPMScheduler, 'scheduler'))
@@ -249,7 +252,7 @@ def _bytes(picture, row, column):
 def _all_bytes(pictures, column, start=0): return (_bytes(picture, start + n, column) for n, picture in enumerate(pictures))
 
 def _decoded(picture, row, column):
-    try: return picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(_bytes(picture, row, column)))
+    try: return ImageOps.exif_transpose(picture if isinstance(picture, Image.Image) else Image.open(io.BytesIO(_bytes(picture, row, column)))) # as `datasets` has it
     except OSError as error: raise ValueError(f'{column} must hold pictures, got one that does not open in row {row}: {error}') from None
 
 # %% ../nbs/05_loss.ipynb #2d3e5489
@@ -288,7 +291,7 @@ def _embeds(base, captions, batch_size):
 
 # %% ../nbs/05_loss.ipynb #021ed700
 def _picture_shards(base, pictures, column, resolution, flip, folder, part, batch_size):
-    vae, found = f'{fingerprint(base.vae)} {resolution} {flip}'.encode(), []
+    vae, found = f'{fingerprint(base.vae)} {resolution} {flip} upright'.encode(), []
     for start in tqdm(range(0, len(pictures), 256)[part], desc='latents', leave=False):
         held = [pictures[i] for i in range(start, min(start + 256, len(pictures)))]
         def decoded(): return (_decoded(picture, start + i, column) for i, picture in enumerate(held))
@@ -326,14 +329,14 @@ def cache_latents(
     flip:bool=False, # keep mirrored pictures beside the others
     folder:str|Path|None=None, # where to keep shards; None: in memory
     part:slice=slice(None), # which shards to make now; with several processes each makes its own, then all open all
-    batch_size:int=32, # pictures, or captions, at a time
+    batch_size:int=32, # captions, or pictures of up to 128 px, at a time; of larger pictures fewer, by their area
 )->Cache:
     "Run the frozen half of the loss once for each row"
     check_columns(rows, (image_column, conditioning_image_column, caption_column))
     pictures, masks, captions = _undecoded(rows, image_column), _undecoded(rows, conditioning_image_column), _captions(rows, caption_column)
     drawings = [hashlib.sha256(drawing).digest() for drawing in _all_bytes(masks, conditioning_image_column)]   # a bad one is refused before the work begins
     table = ['', *sorted({caption for found in captions for caption in found} - {''})]
-    seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, batch_size)
+    seen = _picture_shards(base, pictures, image_column, resolution, flip, folder, part, max(1, batch_size * 128**2 // max(128, resolution)**2))
     read = _caption_shards(base, table, folder, part, batch_size)
     number = {caption: n for n, caption in enumerate(table)}
     prompts, digest = [[number[one] for one in found] for found in captions], hashlib.sha256()

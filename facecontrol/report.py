@@ -6,7 +6,7 @@
 __all__ = ['ai_generated', 'validation_grid', 'held_out_loss', 'LiveView', 'licences', 'draw_losses', 'model_card']
 
 # %% ../nbs/06_report.ipynb #6a097071
-import io
+import io, re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 # %% ../nbs/06_report.ipynb #a4c2939d
 from .loss import Base, Cache, controlnet_loss, gather
-from .pocket import default_guidance
+from .pocket import BASES, default_guidance
 from .publish import SOURCES, public
 
 # %% ../nbs/06_report.ipynb #9f2094b4
@@ -42,8 +42,11 @@ def validation_grid(
     steps:int=20, # of UniPC
 )->Image.Image: # masks above, pictures below
     "What the ControlNet makes of a few masks"
-    generators = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))]
-    images = pipeline(list(prompts), image=list(conditioning_images), num_inference_steps=steps, guidance_scale=default_guidance(pipeline.unet), generator=generators).images
+    generators, images = [torch.Generator().manual_seed(seed + n) for n in range(len(prompts))], []
+    at_once = max(1, 32 * 128**2 // conditioning_images[0].width**2) # a training has left little memory to draw in
+    for some in (slice(n, n + at_once) for n in range(0, len(prompts), at_once)):
+        images += pipeline(list(prompts[some]), image=list(conditioning_images[some]), num_inference_steps=steps, guidance_scale=default_guidance(pipeline.unet),
+            generator=generators[some]).images
     size = images[0].width
     grid = Image.new('RGB', (size * len(images), 2 * size))
     for n, (mask, image) in enumerate(zip(conditioning_images, images)):
@@ -180,6 +183,10 @@ _SAID = ('resolution', 'rows_per_step', 'learning_rate', 'lr_scheduler', 'timest
     'snr_gamma', 'ema_decay', 'mixed_precision', 'memory', 'seed')
 
 # %% ../nbs/06_report.ipynb #2b8ae5ef
+def _hub_id(name): # of a base or a dataset; None: it is not on the Hub
+    name = BASES.get(name, str(name))
+    return name if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not Path(name).exists() else None
+
 def model_card(
     report:dict, # as `train.json` has it
     dataset:str, # what it was trained on: a folder or a Hub id
@@ -191,7 +198,7 @@ def model_card(
     start = s.get('controlnet_model_name_or_path')
     chain = licences(base, dataset, start)
     return _CARD.format(base=public(base), dataset=public(dataset), chain=chain, start=f'; it began as {public(start)}' if start else '', steps=report['steps'], rows=s['rows_per_step'], skipped=report['skipped'],
-        head=ModelCardData(**chain['head'], tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml(),
+        head=ModelCardData(**chain['head'], base_model=_hub_id(base), datasets=[dataset] if _hub_id(dataset) else None, tags=['controlnet', 'diffusers', 'faces', 'landmarks'], library_name='diffusers').to_yaml(),
         loss=report['final_loss'] or float('nan'), held_out=f', {held_out[-1]:.4f} on rows that were kept back' if held_out else '',
         settings=', '.join(f'{name} {s[name]}' for name in _SAID if s[name] is not None),
         versions=', '.join(f'{name} {number}' for name, number in made['versions'].items()), python=made['python'], commit=made['commit'] or 'unknown',

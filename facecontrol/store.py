@@ -109,7 +109,7 @@ def sha256(
 def origin()->dict: # {'python', 'machine', 'versions': {library: version}, 'commit': 40 digits, or None}
     "Which code, libraries and machine are at work"
     versions = {}
-    for name in ('facecontrol', 'torch', 'diffusers', 'transformers', 'datasets', 'numpy', 'pillow', 'pyarrow'):
+    for name in ('facecontrol', 'torch', 'diffusers', 'transformers', 'datasets', 'accelerate', 'torchao', 'numpy', 'pillow', 'pyarrow'):
         try: versions[name] = version(name)
         except PackageNotFoundError: pass
     return dict(python=platform.python_version(), machine=platform.machine(), versions=versions, commit=_commit())

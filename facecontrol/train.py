@@ -21,12 +21,13 @@ from typing import NamedTuple, get_args, get_origin
 import numpy as np
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 from accelerate.utils.memory import should_reduce_batch_size
 from datasets import config as datasets_config
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
 from diffusers import ControlNetModel
 from diffusers.optimization import SchedulerType, get_scheduler
 from diffusers.utils.logging import disable_progress_bar
@@ -38,13 +39,13 @@ from tqdm import tqdm
 from .facesynthetics import decode_image
 from .checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
 from .loss import Base, Batch, Cache, cache_latents, check_columns, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
-from .loss import load_base, new_controlnet
+from .loss import load_base, new_controlnet, pixels
 from .memory import LADDER, Rung, StepInBackward, begin_step, checkpoint_blocks, end_step, make_optimizer
 from .plan import plan
 from .pocket import BASES, MIRRORS, is_small, resolve_base
 from .publish import publish
 from .report import ai_generated, draw_losses, held_out_loss, model_card, validation_grid
-from .store import MANIFEST, origin, verify, write_manifest
+from .store import MANIFEST, lock, origin, verify, write_manifest
 
 # %% ../nbs/07_train.ipynb #4f08d6f2
 def training_steps(
@@ -118,7 +119,7 @@ def load_rows(
 )->tuple: # two `datasets.Dataset`: rows to train on; rows kept back, or None
     "Open a dataset and check its columns"
     try: parts = load_dataset(str(dataset_name), **where | dict(cache_dir=_cache_dir(where.get('cache_dir'))))
-    except (FileNotFoundError, ConnectionError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise ValueError(f'dataset_name must be a folder with parquet files or a Hub id, got {dataset_name}: {str(error).splitlines()[0]}') from None
     if 'train' not in parts: raise ValueError(f"{dataset_name} must have a split 'train', got {', '.join(parts)}")
     check_columns(parts['train'], columns, dataset_name)
@@ -164,12 +165,7 @@ def _check(
     "Refuse what would fail an hour later"
     factor = 2 ** (len(base.vae.config.block_out_channels) - 1)
     if settings['resolution'] % factor: raise ValueError(f"resolution must be divisible by {factor}, got {settings['resolution']}")
-    for name in ('train_batch_size', 'gradient_accumulation_steps', 'max_train_steps', 'checkpointing_steps', 'validation_steps',
-            'num_validation_images', 'max_skipped_steps', 'checkpoints_total_limit'):
-        if settings[name] is not None and settings[name] < 1: raise ValueError(f'{name} must be at least 1, got {settings[name]}')
-    if settings['seed'] < 0: raise ValueError(f"seed must not be negative, got {settings['seed']}")
-    for name in ('proportion_empty_prompts', 'random_flip'):
-        if not 0 <= settings[name] <= 1: raise ValueError(f'{name} must lie between 0 and 1, got {settings[name]}')
+    _check_numbers(settings)
     if settings['mixed_precision'] not in ('no', 'bf16'): raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16', got {settings['mixed_precision']!r}")
     if _rung(settings).in_backward and settings['rows_per_step'] != settings['train_batch_size']:
         raise ValueError("memory '4gb' takes each step in one part and one process, "
@@ -178,7 +174,21 @@ def _check(
     if settings['lr_scheduler'] not in known: raise ValueError(f"lr_scheduler must be one of {', '.join(known)}, got {settings['lr_scheduler']!r}")
     draw_timesteps(np.zeros(0), 1, settings['timestep_sampling'])
     _check_validation(settings['validation_prompt'] or [], settings['validation_image'] or [])
+    _check_folder(Path(settings['output_dir']))
 
+# %% ../nbs/07_train.ipynb #9120ced3
+_FROM_ONE = '''resolution train_batch_size gradient_accumulation_steps num_train_epochs max_train_steps max_train_samples checkpointing_steps validation_steps
+    num_validation_images max_skipped_steps checkpoints_total_limit'''.split()
+
+def _check_numbers(settings):
+    given = {name: value for name, value in settings.items() if value is not None}
+    for names, fits, what in (_FROM_ONE, lambda n: n >= 1, 'be at least 1'), (('seed', 'held_out_samples'), lambda n: n >= 0, 'not be negative'), \
+            (('max_grad_norm', 'snr_gamma'), lambda n: n > 0, 'be above 0'), (('ema_decay',), lambda n: 0 < n < 1, 'lie between 0 and 1, both excluded'), \
+            (('proportion_empty_prompts', 'random_flip'), lambda n: 0 <= n <= 1, 'lie between 0 and 1'):
+        for name in names:
+            if name in given and not fits(given[name]): raise ValueError(f'{name} must {what}, got {given[name]}')
+
+# %% ../nbs/07_train.ipynb #9120ced4
 def _check_validation(prompts, images):
     if isinstance(prompts, str) or isinstance(images, str): raise ValueError(f'validation_prompt and validation_image must be lists, got {prompts!r} and {images!r}')
     if len(prompts) != len(images) and (not prompts or not images or 1 not in (len(prompts), len(images))):
@@ -186,6 +196,12 @@ def _check_validation(prompts, images):
     missing = [image for image in images if not Path(image).is_file()]
     if missing: raise ValueError(f'validation_image must be files of masks, got {missing[0]}, which is not there')
     for image in images: decode_image(Path(image).read_bytes(), f'validation_image {image}')   # refuses what is no picture
+
+def _check_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix='.'): pass
+    except OSError as error: raise ValueError(f'output_dir must be a folder that can be written, got {folder}: {error.strerror}') from None
 
 # %% ../nbs/07_train.ipynb #65e132e0
 _FREE = set('''output_dir max_train_steps num_train_epochs train_batch_size gradient_accumulation_steps gradient_checkpointing channels_last torch_compile
@@ -203,6 +219,11 @@ def _refuse_changes(
             raise ValueError(f'{key} was {was!r} when {checkpoint.name} was written, got {settings[key]!r}: go on with the same, or start in a new output_dir')
 
 # %% ../nbs/07_train.ipynb #f2a694d2
+def _made_before(settings): # names in output_dir that there may be before the first checkpoint
+    out = Path(settings['output_dir']).absolute()
+    folders = out/'validation', out/settings['logging_dir'], Path(settings['latents_dir'] or '.').absolute()
+    return {folder.relative_to(out).parts[0] for folder in folders if out in folder.parents}
+
 def _checkpoint_to_resume(
     settings:dict, # resolved
 )->Path|None: # None: start from the beginning
@@ -214,11 +235,13 @@ def _checkpoint_to_resume(
         if not folder.is_dir(): raise ValueError(f"{output_dir} has no {folder.name}; it has {held or 'no checkpoint'}")
         verify(folder)
     elif name is None or not (folder := latest_checkpoint(output_dir)):
-        held = sorted(p.name for p in output_dir.glob('[!.]*') if name is None or p.name not in ('logs', 'validation'))
+        held = sorted(p.name for p in output_dir.glob('[!.]*') if name is None or p.name not in _made_before(settings))
         how = "to go on with a run pass resume_from_checkpoint='latest'" if name is None else 'no good checkpoint is among it, so start in another'
         if held: raise ValueError(f"output_dir must be new or empty, got {output_dir}, which holds {', '.join(held[:3])}: {how}")
         return None
     _refuse_changes(folder, settings)
+    if (taken := int(folder.name.split('-')[1])) > settings['max_train_steps']:
+        raise ValueError(f"max_train_steps must be at least the {taken} that {folder.name} has taken, got {settings['max_train_steps']}")
     return folder
 
 # %% ../nbs/07_train.ipynb #8677a2f9
@@ -235,7 +258,10 @@ def _accelerator(
     if report_to not in (None, 'none', *installed):
         raise ValueError(f"report_to {report_to} needs a package that is not installed: pip install {report_to}, or --report_to none and read train.json")
     folders = ProjectConfiguration(project_dir=settings['output_dir'], logging_dir=str(Path(settings['output_dir'])/settings['logging_dir']))
-    return Accelerator(mixed_precision='no', log_with=None if report_to == 'none' else report_to, project_config=folders)
+    accelerator = Accelerator(mixed_precision='no', log_with=None if report_to == 'none' else report_to, project_config=folders)
+    if (way := accelerator.distributed_type) in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+        raise ValueError(f'several processes must each hold the whole ControlNet, got {way.value}: answer no to it in `accelerate config`; for a small card there is --memory')
+    return accelerator
 
 # %% ../nbs/07_train.ipynb #335088fc
 def compile_blocks(
@@ -246,15 +272,24 @@ def compile_blocks(
         for block in (*network.down_blocks, network.mid_block, *getattr(network, 'up_blocks', ())): block.compile(dynamic=False) # sizes differ between blocks, not between steps
 
 # %% ../nbs/07_train.ipynb #1729db61
+def _first(start, base, seed): # the ControlNet to train
+    if not start: return new_controlnet(base.unet, seed)
+    try: controlnet = ControlNetModel.from_pretrained(start, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f'controlnet_model_name_or_path must be a ControlNet, got {start}: {str(error).splitlines()[0]}') from None
+    for name in ('in_channels', 'block_out_channels', 'cross_attention_dim', 'addition_embed_type'):
+        of_start, of_base = (list(value) if isinstance(value, tuple) else value for value in (controlnet.config[name], base.unet.config[name]))
+        if of_start != of_base: raise ValueError(f"controlnet_model_name_or_path must be for this base, got {start}: its {name} is {of_start}, the base's {of_base}")
+    return controlnet
+
 def _models(
     settings:dict, # resolved
     base:Base, # its parts are moved
     device:torch.device, # where to
 )->tuple: # the ControlNet, its optimizer, its running mean or None
     "Everything in its place and precision"
-    rung, start = _rung(settings), settings['controlnet_model_name_or_path']
+    rung, controlnet = _rung(settings), _first(settings['controlnet_model_name_or_path'], base, settings['seed'])
     float_of = {True: dict(dtype=torch.bfloat16), False: {}} # as float32 all come, and to ask for it makes diffusers warn
-    controlnet = ControlNetModel.from_pretrained(start, use_safetensors=True) if start else new_controlnet(base.unet, settings['seed'])
     mean = copy.deepcopy(controlnet).to(device) if settings['ema_decay'] else None
     for model in frozen_models(base): model.to(device, **float_of[rung.frozen_bf16])
     controlnet.to(device, **float_of[rung.trained_bf16])
@@ -323,7 +358,7 @@ def _look(
     if not s['validation_prompt']: return None
     most = max(len(s['validation_prompt']), len(s['validation_image']))
     prompts, images = (given * (most // len(given)) for given in (s['validation_prompt'], s['validation_image']))
-    masks = [Image.open(image).convert('RGB').resize((s['resolution'],) * 2) for image in images]
+    masks = [Image.fromarray(pixels(decode_image(Path(image).read_bytes()), s['resolution']).permute(1, 2, 0).numpy()) for image in images] # cut as for training
     _away(run.base, device)
     with torch.autocast(device.type, run.base.unet.dtype, enabled=run.base.unet.dtype != torch.float32):
         grid = validation_grid(controlnet_pipeline(run.base, seen), [p for p in prompts for _ in range(s['num_validation_images'])],
@@ -340,6 +375,9 @@ def _save(
 )->None:
     "Write a checkpoint, then remove the oldest"
     out = Path(run.settings['output_dir'])
+    if (out/f'checkpoint-{step}').exists():
+        try: verify(out/f'checkpoint-{step}')
+        except ValueError: shutil.rmtree(out/f'checkpoint-{step}') # damaged, and so passed over by the resume that led here
     save_checkpoint(out/f'checkpoint-{step}', run.controlnet, run.optimizer, run.history, run.settings, run.mean)
     others = [folder for number, folder in checkpoints(out).items() if number != step]
     if limit := run.settings['checkpoints_total_limit']:
@@ -360,14 +398,16 @@ def _refuse_nonsense(
 def _numbers(
     run:_Run, # at any time
     steps:int, # taken since it was started or resumed
-    seconds:float, # since then
+    seconds:float, # for these steps
+    paid:float, # seconds, the loading and the cache included
 )->dict: # name: figure
     "What one would like to know while waiting, beside the steps a second and the time left, which the bar itself tells"
     recent = [loss for loss in run.history['losses'][-50:] if loss is not None]
     said = dict(loss=f'{np.mean(recent):.4f}' if recent else 'none', pictures_s=f"{steps * run.settings['rows_per_step'] / seconds:.1f}")
     held = torch.cuda.max_memory_allocated() if run.accelerator.device.type == 'cuda' else psutil.Process().memory_info().rss
     said['GiB'] = f'{held / 2**30:.1f}'
-    if run.settings['price_per_hour']: said['cost'] = f"{run.settings['price_per_hour'] * seconds / 3600:.2f}"
+    if skipped := run.history['losses'].count(None): said['skipped'] = skipped
+    if run.settings['price_per_hour']: said['cost'] = f"{run.settings['price_per_hour'] * paid / 3600:.2f}"
     return said
 
 # %% ../nbs/07_train.ipynb #36315a77
@@ -393,6 +433,7 @@ def _tell(
 def _keep_house(
     run:_Run, # to be completed
     stepping:Iterator[torch.Tensor], # `training_steps`
+    started:float, # when the run was started or resumed, as `time.time` says it
     show:Callable|None, # see `train_controlnet`
     stop:Callable|None, # see `train_controlnet`
 )->None:
@@ -403,7 +444,7 @@ def _keep_house(
     for step, loss in enumerate(bar, first + 1):
         waiting.append(loss)
         if run.mean: update_mean(run.mean, run.controlnet, s['ema_decay'], step)
-        looks, saves = (step % s[every] == 0 for every in ('validation_steps', 'checkpointing_steps'))
+        looks, saves = step % s['validation_steps'] == 0 or step == last, step % s['checkpointing_steps'] == 0
         if not (looks or saves or step % 10 == 0 or step == last): continue
         fetched, waiting = torch.stack(waiting).tolist(), []
         losses += [loss if math.isfinite(loss) else None for loss in fetched]
@@ -411,7 +452,7 @@ def _keep_house(
         if main:
             if looks: grid = _look(run, step) or grid
             if saves: _save(run, step)
-            bar.set_postfix(_numbers(run, step - first, time.time() - began))
+            bar.set_postfix(_numbers(run, step - first, time.time() - began, time.time() - started))
             _tell(run, step, fetched, grid if looks else None)
             if show: show(np.array(losses, float), grid)
         if saves and stop and _stopped(run, main and stop(s['output_dir'])): break
@@ -430,6 +471,7 @@ def _expected(settings, **changed): # what `plan` says, in brackets
 
 def _out_of_memory(
     settings:dict, # resolved
+    resumed:bool=False, # only another batch can be gone on with
 )->str: # one sentence
     "What would help: a setting of the ladder, fewer rows at a time, shorter numbers, fewer pixels"
     rungs, b, parts, side = [None, *LADDER], settings['train_batch_size'], settings['gradient_accumulation_steps'], settings['resolution']
@@ -437,9 +479,11 @@ def _out_of_memory(
     lower = [name for name in rungs[max(2, rungs.index(settings['memory']) + 1):] if alone or name != '4gb']
     help = [f'--memory {lower[0]}' + _expected(settings, memory=lower[0])] if lower else []
     halved = dict(train_batch_size=b // 2) | ({} if settings['memory'] == '4gb' else dict(gradient_accumulation_steps=2 * parts))
-    if b > 1: help.append(' '.join(f'--{name} {value}' for name, value in halved.items()) + _expected(settings, **halved))
+    fewer = [' '.join(f'--{name} {value}' for name, value in halved.items()) + _expected(settings, **halved)] if b > 1 else []
+    if not resumed: help += fewer
     if not _rung(settings).frozen_bf16: help.append('--mixed_precision bf16' + _expected(settings, mixed_precision='bf16'))
     help.append(f'--resolution {side // 2}' + _expected(settings, resolution=side // 2))
+    if resumed: help = fewer + [f'in a new output_dir {one}' for one in help]
     return f"out of memory at {side} px, {b} rows at a time{_expected(settings)}: try {', or '.join(help[:3])}"
 
 # %% ../nbs/07_train.ipynb #a0939ba2
@@ -456,7 +500,26 @@ def _begin(settings, base, accelerator, rows, kept_back, checkpoint): # a _Run, 
     held_out = _cached(settings, base, accelerator, kept_back) if kept_back else None
     _away(base, 'cpu')
     history = load_checkpoint(checkpoint, controlnet, optimizer, mean) if checkpoint else dict(losses=[], held_out={})
+    taken = accelerator.gather(torch.tensor([len(history['losses'])], device=accelerator.device))
+    if (taken != taken[0]).any(): raise ValueError(f'all machines must see the same output_dir, got checkpoints after {sorted(set(taken.tolist()))} steps')
+    if accelerator.device.type == 'cuda': torch.cuda.reset_peak_memory_stats() # what is told from here on is the steps' own
     return _Run(accelerator, base, controlnet, optimizer, mean, settings, history, held_out), cache
+
+# %% ../nbs/07_train.ipynb #5b1d70cf
+def _trained(settings, base, accelerator, rows, kept_back, started, show, stop): # what `train.json` says
+    checkpoint, precision = _checkpoint_to_resume(settings), torch.get_float32_matmul_precision()
+    if settings['allow_tf32']: torch.set_float32_matmul_precision('high')
+    try:
+        run, cache = _begin(settings, base, accelerator, rows, kept_back, checkpoint)
+        accelerator.init_trackers(settings['tracker_project_name'], {name: str(value) for name, value in settings.items()})
+        _keep_house(run, _steps(run, cache), started, show, stop)
+    except (RuntimeError, MemoryError) as error:
+        if not _lacks_memory(error): raise
+        raise ValueError(_out_of_memory(settings, bool(checkpoint))) from error
+    finally: torch.set_float32_matmul_precision(precision)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return _finish(run, time.time() - started) if accelerator.is_main_process else {}
 
 # %% ../nbs/07_train.ipynb #b5520f0b
 def train_controlnet(
@@ -510,13 +573,13 @@ def train_controlnet(
     validation_prompt:list[str]|None=None, # one for each validation image, or one for all
     validation_image:list[str]|None=None, # files of masks, or one for all prompts
     num_validation_images:int|None=None, # for each prompt; by default 1 for a small base, 4 for a large one
-    validation_steps:int=100, # from one look to the next
+    validation_steps:int=100, # from one look to the next; the last step has one, too
     held_out_samples:int=32, # rows kept back to measure the loss on, if the dataset has any
     max_skipped_steps:int=10, # stop when the last so many steps had no number for a loss; looked at every 10 steps
     report_to:str|None='tensorboard', # 'wandb', 'trackio', another that accelerate knows, or 'none'
     tracker_project_name:str='train_controlnet', # in the tracker
     logging_dir:str='logs', # in output_dir
-    price_per_hour:float|None=None, # of the machine: shows what the run has cost so far
+    price_per_hour:float|None=None, # of the machine, dollars: shows what the run has cost since it was started or resumed
     show:Callable|None=None, # called with the losses and the newest grid, every 10 steps; see `LiveView`
     stop:Callable|None=None, # asked with output_dir after each checkpoint; True ends the training; see `evaluate.stop_when_worse`
 )->dict: # what `train.json` says: settings, origin, steps, seconds, final_loss, held_out, skipped, losses
@@ -528,18 +591,8 @@ def train_controlnet(
     rows, kept_back = _open(settings)
     settings = _resolved(settings, base, len(rows), accelerator.num_processes)
     _check(settings, base)
-    checkpoint = _checkpoint_to_resume(settings)
-    if allow_tf32: torch.set_float32_matmul_precision('high')
-    try:
-        run, cache = _begin(settings, base, accelerator, rows, kept_back, checkpoint)
-        accelerator.init_trackers(tracker_project_name, {name: str(value) for name, value in settings.items()})
-        _keep_house(run, _steps(run, cache), show, stop)
-    except (RuntimeError, MemoryError) as error:
-        if not _lacks_memory(error): raise
-        raise ValueError(_out_of_memory(settings)) from error
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
-    return _finish(run, time.time() - started) if accelerator.is_main_process else {}
+    with lock(Path(output_dir)/'training') if accelerator.is_main_process else nullcontext():
+        return _trained(settings, base, accelerator, rows, kept_back, started, show, stop)
 
 # %% ../nbs/07_train.ipynb #cdcaa179
 def _open(
@@ -562,9 +615,9 @@ def _steps(
         s['timestep_sampling'], s['proportion_empty_prompts'], s['random_flip'], accelerator.device)
     prepared = accelerator.prepare(run.controlnet)
     def loss_of(batch): return controlnet_loss(base.unet, prepared, base.scheduler, *batch, snr_gamma=s['snr_gamma'])
-    some = torch.optim.SGD([torch.zeros(1)], 1.)   # a scheduler wants an optimizer; we want its curve
-    schedule = get_scheduler(s['lr_scheduler'], some, None, s['lr_warmup_steps'], s['max_train_steps'], s['lr_num_cycles'], s['lr_power']).lr_lambdas[0]
     rate = s['learning_rate'] * (s['rows_per_step'] if s['scale_lr'] else 1)
+    some = torch.optim.SGD([torch.zeros(1)], rate)   # a scheduler wants an optimizer; we want its curve
+    schedule = get_scheduler(s['lr_scheduler'], some, None, s['lr_warmup_steps'], s['max_train_steps'], s['lr_num_cycles'], s['lr_power']).lr_lambdas[0]
     left = range(len(run.history['losses']), s['max_train_steps'])
     parts = places(left, s['train_batch_size'], s['gradient_accumulation_steps'], accelerator.process_index)
     return training_steps(accelerator, prepared, run.optimizer, lambda step: rate * schedule(step), loss_of, ahead(draw, parts), left,
@@ -577,7 +630,8 @@ def _finish(
 )->dict: # what `train.json` says
     "Save the ControlNet and what is known about it"
     out, s, losses = Path(run.settings['output_dir']), run.settings, run.history['losses']
-    recent, grids = [loss for loss in losses[-50:] if loss is not None], sorted((out/'validation').glob('*.png'))
+    recent = [loss for loss in losses[-50:] if loss is not None]
+    grids = [grid for grid in sorted((out/'validation').glob('step-*.png')) if int(grid.stem[5:]) <= len(losses)] # an earlier checkpoint may have been made the result
     report = dict(settings=s, origin=origin(), steps=len(losses), seconds=round(seconds, 1), final_loss=float(np.mean(recent)) if recent else None,
         held_out=run.history['held_out'], skipped=losses.count(None), losses=losses)
     out.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,7 @@ def run_script(
     def recorded(function, into, wanted=lambda *args: True):
         def call(*args, **kwargs):
             value = function(*args, **kwargs)
-            if wanted(*args): into.append(value.detach().clone().cpu())
+            if wanted(*args): into.append(value.detach().clone()) # where it is: to fetch it would make the script wait for its device
             return value
         return call
     def collate(examples, original=script.collate_fn):
@@ -136,7 +136,7 @@ def run_script(
         return original(examples)
     def mse_loss(*args, original=F.mse_loss, **kwargs):
         loss, now = original(*args, **kwargs), clock()
-        found.losses.append(loss.item())
+        found.losses.append(loss.detach())
         if last: found.seconds.append(now - last.pop())
         last.append(now)
         return loss
@@ -147,7 +147,8 @@ def run_script(
                 ('torch.nn.functional.mse_loss', mse_loss)): stack.enter_context(patch(place, what))
         stack.enter_context(patch.object(script, 'collate_fn', collate))
         script.main(args)
-    return found._replace(weights=ControlNetModel.from_pretrained(args.output_dir).state_dict())
+    fetched = {name: [value.cpu() for value in getattr(found, name)] for name in ('spread', 'noise', 'timesteps')}
+    return found._replace(**fetched, losses=torch.stack(found.losses).tolist(), weights=ControlNetModel.from_pretrained(args.output_dir).state_dict())
 
 
 def ours(

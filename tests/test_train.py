@@ -16,7 +16,7 @@ from facecontrol.checkpoint import latest_checkpoint, load_checkpoint
 from facecontrol.loss import cache_latents, controlnet_loss, encode_prompts, gather, load_base, new_controlnet, rows_at
 from facecontrol.memory import LADDER, make_optimizer
 from facecontrol.publish import publish
-from facecontrol.store import verify
+from facecontrol.store import lock, verify
 from facecontrol.train import parse_command, train_controlnet
 from script import apart, ours, reference, reference_xl, run_script
 from tiny import tiny_base, tiny_tokenizer, tiny_xl
@@ -232,6 +232,75 @@ def test_stopped_after_steps_1_5_and_15_it_goes_on_to_the_bit(tmp_path, faces, b
             assert same(*(load_file(tmp_path/f'{run}/checkpoint-{steps}/{file}') for run in ('straight', 'stopped'))), f'{file} after {steps} steps'
     assert same(weights(tmp_path/'straight'), weights(tmp_path/'stopped')) and sorted(seen) == wanted      # no row more, none less
     assert len(set(straight['losses'])) == 20
+
+@pytest.mark.parametrize('wrong, said', [
+    (dict(tokenizer_name='no/such/folder'), 'tokenizer_name must be a folder or Hub id with a tokenizer, got no/such/folder: '),
+    (dict(controlnet_model_name_or_path='no/such/folder'), 'controlnet_model_name_or_path must be a ControlNet, got no/such/folder: '),
+    (dict(controlnet_model_name_or_path='POCKET'), "its in_channels is 16, the base's 4"),
+    (dict(output_dir='FILE'), 'output_dir must be a folder that can be written, got '), (dict(output_dir='FILE/run'), 'output_dir must be a folder that can be written, got '),
+    (dict(resolution=0), 'resolution must be at least 1, got 0'), (dict(num_train_epochs=0), 'num_train_epochs must be at least 1, got 0'),
+    (dict(num_train_epochs=-1), 'num_train_epochs must be at least 1, got -1'), (dict(max_train_samples=0), 'max_train_samples must be at least 1, got 0'),
+    (dict(max_grad_norm=0), 'max_grad_norm must be above 0, got 0'), (dict(snr_gamma=0.), 'snr_gamma must be above 0, got 0.0'),
+    (dict(ema_decay=1.), 'ema_decay must lie between 0 and 1, both excluded, got 1.0'), (dict(held_out_samples=-1), 'held_out_samples must not be negative, got -1')])
+def test_what_would_fail_later_is_refused_before_anything_is_computed(tmp_path, faces, base, monkeypatch, wrong, said):
+    monkeypatch.setattr(train, '_cached', lambda *args: pytest.fail('it went to work'))
+    (tmp_path/'file').write_text('')
+    if 'POCKET' in wrong.values():
+        new_controlnet(load_base('pocket').unet).save_pretrained(tmp_path/'pocket')
+        wrong = dict(controlnet_model_name_or_path=tmp_path/'pocket')
+    if 'output_dir' in wrong: wrong = dict(output_dir=tmp_path/wrong['output_dir'].lower())
+    with pytest.raises(ValueError) as error: train_controlnet(base, faces, **dict(output_dir=tmp_path/'run') | quiet | wrong)
+    assert said in str(error.value)
+
+def test_a_table_that_cannot_be_read(tmp_path, base):
+    (tmp_path/'train.parquet').write_bytes(b'PAR1 this is none PAR1')
+    with pytest.raises(ValueError, match='dataset_name must be a folder with parquet files or a Hub id'): train_controlnet(base, tmp_path, tmp_path/'run', **quiet)
+
+def test_ways_of_many_processes_that_it_does_not_go(tmp_path, faces, base, monkeypatch):
+    monkeypatch.setattr(train.Accelerator, 'distributed_type', train.DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match='each hold the whole ControlNet, got DEEPSPEED'): train_controlnet(base, faces, tmp_path/'run', **quiet)
+
+def test_two_at_a_time_do_not_write_one_folder(tmp_path, faces, base):
+    with lock(tmp_path/'run/training'), pytest.raises(ValueError, match='is being written by another process'): train_controlnet(base, faces, tmp_path/'run', **quiet)
+
+def test_a_run_without_a_checkpoint_yet_starts_anew(tmp_path, faces, base):
+    for made in ('tb/events', 'run/latents/shard', 'run/validation/step-000002.png', 'run/tb/events'):
+        (tmp_path/made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/made).write_text('')
+    settings = dict(max_train_steps=1, resume_from_checkpoint='latest', latents_dir=tmp_path/'run/latents', **quiet)
+    with pytest.raises(ValueError, match='which holds tb: no good checkpoint is among it'): train_controlnet(base, faces, tmp_path/'run', **settings)
+    train_controlnet(base, faces, tmp_path/'run', logging_dir='tb', **settings)
+
+def test_a_damaged_checkpoint_is_passed_over_and_then_replaced(tmp_path, faces, base):
+    settings = dict(checkpointing_steps=1, validation_steps=2, **quiet)
+    whole = train_controlnet(base, faces, tmp_path/'run', max_train_steps=2, **settings)
+    (tmp_path/'run/checkpoint-2/manifest.json').unlink()
+    again = train_controlnet(base, faces, tmp_path/'run', max_train_steps=3, resume_from_checkpoint='latest', **settings)
+    assert again['losses'][:2] == whole['losses'] and len(again['losses']) == 3
+    assert latest_checkpoint(tmp_path/'run').name == 'checkpoint-3' and verify(tmp_path/'run/checkpoint-2')
+
+def test_an_earlier_checkpoint_becomes_the_result(tmp_path, faces, base):
+    Image.new('RGB', (64, 64)).save(tmp_path/'mask.png')
+    settings = dict(checkpointing_steps=1, validation_steps=2, validation_prompt=['a face'], validation_image=[tmp_path/'mask.png'], **quiet)
+    three = train_controlnet(base, faces, tmp_path/'run', max_train_steps=3, **settings)
+    assert three['held_out'].keys() == {'2', '3'}           # the last step is looked at, too
+    assert (tmp_path/'run/validation.png').read_bytes() == (tmp_path/'run/validation/step-000003.png').read_bytes()
+    with pytest.raises(ValueError, match='max_train_steps must be at least the 2 that checkpoint-2 has taken, got 1'):
+        train_controlnet(base, faces, tmp_path/'run', max_train_steps=1, resume_from_checkpoint='checkpoint-2', **settings)
+    two = train_controlnet(base, faces, tmp_path/'run', max_train_steps=2, resume_from_checkpoint='checkpoint-2', **settings)
+    assert two['losses'] == three['losses'][:2]
+    assert (tmp_path/'run/validation.png').read_bytes() == (tmp_path/'run/validation/step-000002.png').read_bytes()
+
+def test_precision_is_put_back(tmp_path, faces, base):
+    before = torch.get_float32_matmul_precision()
+    train_controlnet(base, faces, tmp_path/'run', max_train_steps=1, allow_tf32=True, **quiet)
+    assert torch.get_float32_matmul_precision() == before
+
+def test_a_schedule_ends_where_diffusers_does(tmp_path, faces, base, monkeypatch):
+    rates = []
+    monkeypatch.setattr(train, 'training_steps', lambda accelerator, controlnet, optimizer, rate, *others, original=train.training_steps: rates.append(rate) or original(accelerator, controlnet, optimizer, rate, *others))
+    train_controlnet(base, faces, tmp_path/'run', max_train_steps=2, lr_scheduler='polynomial', **quiet)
+    assert np.allclose([rates[0](step) for step in range(4)], [1e-3, (1e-3 - 1e-7) / 2 + 1e-7, 1e-7, 1e-7], rtol=1e-6)
 
 def test_a_run_that_is_told_to_stop_leaves_what_a_power_cut_leaves(tmp_path, faces, base):
     call, asked = dict(max_train_steps=6, checkpointing_steps=2, **quiet), []
