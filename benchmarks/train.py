@@ -139,7 +139,7 @@ def at_full_size(script_path, steps, rounds):
     rate, flops, found = matrix_rate(), full.count().tflop, {}
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        cache = write_full(work, 4 * (steps + 10)) # less than an epoch, at whose end the script would start its loaders anew
+        cache = write_full(work, 4 * (steps + 10)) # one epoch: at its end the script would start its loaders anew
         ways = {f'ours, {name}': lambda rung=rung, compile=compile: full_step(work, cache, rung, steps, compile) for name, (rung, compile) in OURS.items()}
         if script_path: ways |= {f'the script, {name}': lambda more=more: full_script(work, script_path, steps, more) for name, more in THEIRS.items()}
         for n in range(rounds):
