@@ -89,7 +89,7 @@ def landmark_distance(base, network, batch, model_pred): # shares of the picture
     if not late.any(): return torch.zeros(())
     alpha = base.scheduler.alphas_cumprod[batch.timesteps[late]][:, None, None, None]
     noisy = base.scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)[late]
-    guessed = (noisy - (1 - alpha).sqrt() * model_pred[late]) / alpha.sqrt()
+    guessed = alpha.sqrt() * noisy - (1 - alpha).sqrt() * model_pred[late] # the pocket base answers with a velocity
     def found(latents): return network(base.vae.decode(latents / base.vae.config.scaling_factor).sample)[0]
     with torch.no_grad(): true = found(batch.latents[late])
     return (found(guessed) - true).norm(dim=-1).mean() / network.config['size']

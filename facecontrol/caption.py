@@ -23,15 +23,16 @@ from .store import sha256
 
 # %% ../nbs/05_caption.ipynb #be23a17c
 _STUTTER = re.compile(r'\b(\w+(?: \w+){0,4}?)(?:,? (?:and )?\1\b)+')
-_HABIT = re.compile(r"^(?:there(?: is| are|'s) )?(?:(an? )?araf\w+ )?")
+_SPACES = {r' ([,.;:!?])': r'\1', r' ?- ?': '-', r" ?' ?(?=(?:s|t|d|m|re|ve|ll)\b)": "'", r" '(?= |$)": "'"}
+_HABIT = re.compile(r"^(?:there(?: is| are|'s) )?(?:(an? )?araf\w+ (?=([aeiou])?))?")
 
 def clean_caption(
     text:str, # as the model wrote it
 )->str: # one line; spaces, punctuation, habits and stutter put right
     "Put a caption's spaces and punctuation right, drop its habits, and say nothing twice in a row"
     text = ' '.join(text.split())
-    text = re.sub(r" ?([-']) ?", r'\1', re.sub(r' ([,.;:!?])', r'\1', text))
-    text = re.sub(r'^a (?=[aeiou])', 'an ', _HABIT.sub(lambda found: 'a ' if found[1] else '', text))
+    for written, right in _SPACES.items(): text = re.sub(written, right, text)
+    text = _HABIT.sub(lambda found: '' if not found[1] else 'an ' if found[2] else 'a ', text)
     return _STUTTER.sub(r'\1', text).strip(' ,')
 
 # %% ../nbs/05_caption.ipynb #7d814def

@@ -21,7 +21,11 @@ def main()->None:
     "The command line, with one sentence for bad input"
     for library in ('TRANSFORMERS', 'DIFFUSERS'): os.environ.setdefault(f'{library}_VERBOSITY', 'error') # or they tell everybody what is missing, which is meant
     try: app(prog_name='facecontrol')
-    except ValueError as error: sys.exit(f'facecontrol: {error}')
+    except (ValueError, OSError) as error: sys.exit(f'facecontrol: {_sentence(error)}')
+
+def _sentence(error): # of a disk, or of a library that did not find its model
+    if not isinstance(error, OSError): return error
+    return f'{error.filename}: {error.strerror}' if error.filename else str(error).strip().partition('\n')[0]
 
 # %% ../nbs/12_cli.ipynb #d13b3dbf
 @app.command()
@@ -136,11 +140,14 @@ def train(
     from facecontrol.train import main
     stop = None
     if stop_when_worse is not None:
-        if 'pocket' in (detector, clip) and not _small(base):
-            raise ValueError(f'--stop_when_worse must judge {base} by --detector spiga and --clip openai/clip-vit-large-patch14, say, got {detector} and {clip}: the pocket ones know drawn faces only')
+        _check_judges(base, detector, clip)
         from facecontrol.evaluate import load_clip, stop_when_worse as measured
         stop = measured(stop_when_worse, detect=_detector(detector), similarity=load_clip(clip))
     main([*context.args, *(['--pretrained_model_name_or_path', base] if base else [])], stop=stop)
+
+def _check_judges(base, detector, clip):
+    if 'pocket' in (detector, clip) and not _small(base):
+        raise ValueError(f'{base} must be judged by --detector spiga and --clip openai/clip-vit-large-patch14, say, got {detector} and {clip}: the pocket ones know drawn faces only')
 
 def _small(base): # a base of the pocket world; None: nobody named one, which the training refuses
     shape = Path(base or 'pocket')/'unet/config.json'
@@ -157,7 +164,7 @@ def generate(
     landmarks_size:Annotated[int, Option(help='side of the square picture that these points are from, in pixels')]=512,
     mask:Annotated[Path|None, Option(help='a picture of the mask')]=None,
     detector:Annotated[str, Option(help='who finds the points of --image: pocket, or spiga for photos of people')]='pocket',
-    base:Annotated[str, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id')]='pocket',
+    base:Annotated[str|None, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id; if not given, what the run or its card says, or else pocket')]=None,
     seed:Annotated[int, Option(help='of the picture')]=0,
     steps:Annotated[int, Option(help='of the sampler')]=20,
     scale:Annotated[float|None, Option('--controlnet_conditioning_scale', help='how loud the ControlNet is, 0 is silence; if not given, what `evaluate` chose for this run, with its checkpoint, or else 1')]=None,
@@ -168,6 +175,7 @@ def generate(
     if out.suffix.lower() != '.png': raise ValueError(f'--out must end in .png, got {out}')
     from facecontrol import generate
     drawn = _mask(image, landmarks, landmarks_size, mask, detector)
+    base = _base(base, controlnet)
     if scale is None: controlnet, scale = generate.chosen(controlnet)
     pipeline = generate.load_pipeline(base, controlnet)
     picture, = generate.generate(pipeline, prompt, drawn, seed, steps, controlnet_conditioning_scale=scale)
@@ -186,6 +194,10 @@ def _mask(image, landmarks, landmarks_size, mask, detector): # from whichever is
     points, = _detector(detector)([photo])
     if points is None: raise ValueError(f'no face was found in {path}; it should show one, large and upright')
     return photo_mask(points, photo.size, 512)
+
+def _base(base, controlnet): # the one asked for, or the one that the ControlNet was trained for
+    from facecontrol.evaluate import find_run
+    return base or find_run(controlnet).base or 'pocket'
 
 def _detector(name): # for pictures without boxes; SPIGA has to be told where to look
     from facecontrol.detect import load_detector, load_finder
@@ -209,6 +221,7 @@ def evaluate(
 )->None:
     "Both curves of a run, and the checkpoint to use."
     from facecontrol.evaluate import evaluate_run, find_run, load_clip
+    _check_judges(base or find_run(run).base, detector, clip)
     report = evaluate_run(run, dataset, base, out, n, probes, scales, grid, keep, seed=seed, detect=_detector(detector), similarity=load_clip(clip))
     chosen = report['chosen']
     print(f"{chosen['why']}\nmedian error {chosen['nme_median']:.1%} (interocular; floor {report['floor']:.1%}, without control {report['ceiling']:.1%}), "
@@ -238,11 +251,11 @@ def publish(
 @app.command()
 def demo(
     controlnet:Annotated[str, Option(help="a training's output_dir, a ControlNet's folder or a Hub id")]='runs/quickstart/controlnet',
-    base:Annotated[str, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id')]='pocket',
+    base:Annotated[str|None, Option(help='pocket, sd15, sd21, sdxl, a folder or a Hub id; if not given, what the run or its card says, or else pocket')]=None,
     detector:Annotated[str, Option(help='pocket, or spiga for photos of people')]='pocket',
     steps:Annotated[int, Option(help='of the sampler')]=20,
     port:Annotated[int, Option(help='on 127.0.0.1')]=7860,
 )->None:
     "A page to play with it, on 127.0.0.1."
     from facecontrol.demo import serve
-    serve(controlnet, base, detector, steps, port)
+    serve(controlnet, _base(base, controlnet), detector, steps, port)

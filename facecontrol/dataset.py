@@ -40,7 +40,8 @@ COLUMNS = Features({
 def _plain(data, mode):
     "Does every reader see in these bytes what we saw?"
     picture = Image.open(io.BytesIO(data))
-    upright = picture.getexif().get(0x0112, 1) == 1  # the orientation that a camera notes
+    try: upright = picture.getexif().get(0x0112, 1) == 1  # the orientation that a camera notes
+    except Exception: upright = False  # damaged notes raise anything at all
     return picture.format in ('PNG', 'JPEG') and picture.mode == mode and upright and not picture.has_transparency_data
 
 def _square(image, image_seg, landmarks, spiga, size):
@@ -100,8 +101,8 @@ def _points(faces, detect):
     "For each face 68 points, or the `ValueError` that says why not"
     if detect is None: found = [_own(face) for face in faces]
     else:
-        boxes = None if any(face.landmarks is None for face in faces) else [landmark_box(face.landmarks) for face in faces]
-        found = detect([face.image for face in faces], boxes)
+        boxes = [None if face.landmarks is None else landmark_box(face.landmarks) for face in faces]
+        found = detect([face.image for face in faces], boxes if any(boxes) else None)
     if len(found) != len(faces): raise ValueError(f'detect must give an answer for each of {len(faces)} pictures, got {len(found)}')
     return [_judged(points) for points in found]
 
@@ -206,6 +207,7 @@ LOG = 'shards.jsonl'
 
 def _resume(out, settings):
     "A build's header and its finished shards, {name: line}; a new build if there is none"
+    if out.exists() and not out.is_dir(): raise ValueError(f'out must be a folder, got a file: {out}')
     log = out/LOG
     lines = whole_lines(log) if log.exists() else []
     if not lines:
@@ -416,10 +418,14 @@ def build(
 # %% ../nbs/06_dataset.ipynb #2c61aabe
 def shards_of(
     dataset:str|Path, # folder with `data/*.parquet`, ours or published
+    columns:Sequence[str]=('image', 'spiga', 'spiga_seg'), # that each of them must have
 )->list: # of paths, in order; at least one
     "A dataset's files"
     found = sorted(Path(dataset).glob('data/*.parquet'))
     if not found: raise ValueError(f'{dataset} must hold data/*.parquet, as build writes them, got none')
+    for shard in found:
+        there = pq.read_schema(shard).names
+        if missing := [column for column in columns if column not in there]: raise ValueError(f'{shard} has no column {", ".join(missing)}; its columns are {", ".join(there)}')
     return found
 
 # %% ../nbs/06_dataset.ipynb #ddbb6c7f

@@ -24,13 +24,17 @@ import diffusers, huggingface_hub
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
 from matplotlib.figure import Figure
 from PIL import Image
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPProcessor
+from yaml import YAMLError
 
 # %% ../nbs/09_evaluate.ipynb #bda569e7
 from . import page
+from .dataset import shards_of
 from .detect import load_detector
 from .faces import CONCEPTS, MEAN_HEAD, POCKET_SEEDS, STYLE_WORDS, STYLES, caption_attributes, draw_faces, face_caption
 from .facesynthetics import decode_image
@@ -38,7 +42,7 @@ from .generate import generate, load_pipeline, picture_size
 from .landmarks import GROUPS, auc, draw_mask, face_size, failure_rate, nme, scale_landmarks
 from .checkpoint import checkpoints
 from .loss import fingerprint
-from .pocket import best_device, path
+from .pocket import best_device, path, resolve_base
 from .report import ai_generated
 from .store import MANIFEST, lock, origin, relist, write_file, write_json
 
@@ -469,6 +473,7 @@ def draw_choice(
         named.append(p)
         axis.annotate(p['step'] or '', (p['nme_median'], p['retention']), (8, 3), textcoords='offset points', fontsize=7)
     if chosen: axis.plot(chosen['nme_median'], chosen['retention'], 'o', ms=13, mfc='none', mec='0.2')
+    axis.margins(.12)   # room for the labels
     axis.axhline(keep, color='grey', lw=0.8, ls='--')
     axis.set(xlabel='median NME', ylabel='retention')
     if len(scales) > 1: axis.legend(fontsize=7)
@@ -480,7 +485,7 @@ def held_out_rows(
     limit:int|None=None, # only the first so many
 )->list: # {'image', 'mask', 'landmarks', 'caption', 'traits'}, in the order of the shards
     "The rows of a dataset that no training has seen"
-    files = sorted(Path(dataset_dir).glob('data/test-*.parquet'))
+    files = [file for file in shards_of(dataset_dir, ('image', 'spiga', 'spiga_seg', 'image_caption')) if file.name.startswith('test-')]
     rows = list(islice((row for file in files for batch in pq.ParquetFile(file).iter_batches(64) for row in batch.to_pylist()), limit))
     if not rows: raise ValueError(f'{dataset_dir} must hold rows that were put aside, got none: was it built with test_share=0, or from very few frames?')
     picture = lambda row, column: decode_image(row[column]['bytes'], column)
@@ -630,10 +635,11 @@ def detector_floor(
     exam:Exam, # its rows and its base
 )->float: # median NME
     "The error of the true pictures, seen through the base's autoencoder"
-    pipeline = load_pipeline(exam.base)
-    vae, processor, side = pipeline.vae, pipeline.image_processor, picture_size(pipeline)
-    images = [row['image'].resize((side, side)) for row in exam.rows]
-    parts = [processor.preprocess(images[start:start + 8]).to(vae.device, vae.dtype) for start in range(0, len(images), 8)]
+    exam.last = ()   # the networks make room: the autoencoder alone, in float32, for SDXL's overflows in float16
+    torch.cuda.empty_cache()
+    vae = AutoencoderKL.from_pretrained(resolve_base(exam.base), subfolder='vae', use_safetensors=True).to(best_device(), torch.float32)
+    processor, size = VaeImageProcessor(), exam.plain[0][0].size
+    parts = [processor.preprocess(row['image'].resize(size)).to(vae.device) for row in exam.rows]
     seen = [picture for part in parts for picture in processor.postprocess(vae.decode(vae.encode(part).latent_dist.mode()).sample, output_type='pil')]
     return adherence(exam.landmarks, seen, exam.detect, size=exam.size)['nme_median']
 
@@ -647,7 +653,7 @@ class Run(NamedTuple):
 
 def _card_base(where): # the base that a model card names
     try: named = huggingface_hub.ModelCard.load(where).data.base_model
-    except (OSError, ValueError): return None
+    except (OSError, ValueError, YAMLError): return None
     return named[0] if isinstance(named, list) else named
 
 def _said(folder, steps): # settings of a run, and how many steps it took when it was finished

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'SEGMENTATION', 'MAX_BYTES', 'encode_png', 'format_landmarks', 'write_frames', 'draw_frames',
-           'decode_image', 'decode_seg', 'parse_landmarks', 'Frame', 'decode_frame', 'frames']
+           'upright', 'decode_image', 'decode_seg', 'parse_landmarks', 'Frame', 'decode_frame', 'frames']
 
 # %% ../nbs/03_facesynthetics.ipynb #9d9c4af7
 import errno, io, json, re, stat, warnings, zipfile, zlib
@@ -110,12 +110,20 @@ def _open(data, name):
     return picture
 
 # %% ../nbs/03_facesynthetics.ipynb #52a03405
+def upright(
+    picture:Image.Image, # as a file holds it
+)->Image.Image:
+    "Turn a picture as its camera noted; a note that cannot be read turns nothing"
+    try: return ImageOps.exif_transpose(picture)
+    except MemoryError: raise
+    except Exception: return picture   # damaged notes raise anything at all
+
 def decode_image(
     data:bytes, # a picture file
     name:str='image', # what to call it in an error
 )->Image.Image: # RGB, upright
     "The picture in a file, or one sentence about why there is none"
-    picture = ImageOps.exif_transpose(_open(data, name))
+    picture = upright(_open(data, name))
     if picture.mode[:1] in 'IF':
         levels = np.asarray(picture)
         low, high = levels.min(), levels.max()
@@ -259,6 +267,7 @@ def _archives(paths):
     return sorted(zips)
 
 # %% ../nbs/03_facesynthetics.ipynb #9c26e0b1
+_UNREADABLE = zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, FileNotFoundError, IsADirectoryError, PermissionError # one frame's trouble; a network's is everybody's
 MAX_BYTES = 2**28  # of one member; a quarter of a gigabyte is no face
 
 # %% ../nbs/03_facesynthetics.ipynb #ecc9f90c
@@ -267,11 +276,12 @@ class _Archives:
     def __init__(self, fs): self.fs, self.opened = fs, {}
 
     def read(self, place, name):
+        files, said = self.zip(place) if place else self.fs, PurePosixPath(name).name   # where it lies is nobody's business: reasons are published
         try:
-            with (self.zip(place) if place else self.fs).open(name) as file: data = file.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise ValueError(f'{name} cannot be read from {place[0]}: {error}') from error
-        if len(data) > MAX_BYTES: raise ValueError(f'{name} must have at most {MAX_BYTES:,} bytes, got more')
+            with files.open(name) as file: data = file.read(MAX_BYTES + 1)
+        except _UNREADABLE as error:
+            raise ValueError(f'{said} cannot be read{f" from {PurePosixPath(place[0]).name}" if place else ""}: {getattr(error, "strerror", None) or error}') from error
+        if len(data) > MAX_BYTES: raise ValueError(f'{said} must have at most {MAX_BYTES:,} bytes, got more')
         return data
 
     def zip(self, parts):
@@ -396,11 +406,13 @@ class _Folder(Sequence):
         return Frame(id, image, seg, row.get('landmarks'), row.get('spiga'), caption)
 
     def _read(self, path):
+        said = PurePosixPath(path).name
         try:
             with self.fs.open(path) as file: data = file.read(MAX_BYTES + 1)
-        except FileNotFoundError: raise ValueError(f'{path} is missing') from None
+        except FileNotFoundError: raise ValueError(f'{said} is missing') from None
+        except _UNREADABLE as error: raise ValueError(f'{said} cannot be read: {getattr(error, "strerror", None) or error}') from error
         if len(data) <= MAX_BYTES: return data
-        raise ValueError(f'{path} must have at most {MAX_BYTES:,} bytes, got more')
+        raise ValueError(f'{said} must have at most {MAX_BYTES:,} bytes, got more')
 
 # %% ../nbs/03_facesynthetics.ipynb #cdb698df
 def frames(

@@ -29,10 +29,10 @@ from tqdm import tqdm
 # %% ../nbs/08_generate.ipynb #7d075944
 from .faces import EXPRESSION, IDENTITY, JAW, head_points, project, rotation, sample_face, visible_landmarks
 from .landmarks import check_landmarks, draw_mask, flip_landmarks, nme, scale_landmarks
-from .loss import pixels
+from .loss import check_fit, pixels
 from .pocket import best_device, default_guidance, resolve_base
 from .report import ai_generated
-from .store import sha256
+from .store import sha256, staged_file
 
 # %% ../nbs/08_generate.ipynb #420abab0
 def memory_switches(
@@ -65,6 +65,7 @@ def load_pipeline(
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f'base and controlnet must be folders or Hub ids of diffusers models, got {folder} and {controlnet}: {reason}') from None
+    if controlnet is not None: check_fit(controlnet, pipeline.unet, f'controlnet for {base}')
     pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return _placed(pipeline, device, dtype)
@@ -478,7 +479,7 @@ def save_png(
     if Path(path).suffix.lower() != '.png': raise ValueError(f'path must end in .png, got {path}')
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     text = {'prompt': prompt, 'seed': seed, 'settings': json.dumps(settings), 'XML:com.adobe.xmp': _XMP}
-    image.save(path, pnginfo=ai_generated(**text))
+    with staged_file(path) as new: image.save(new, 'PNG', pnginfo=ai_generated(**text))
 
 # %% ../nbs/08_generate.ipynb #1f095466
 def save_animation(

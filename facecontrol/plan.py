@@ -130,7 +130,8 @@ def base_shapes(
     if str(base) in SHAPES: return SHAPES[str(base)]
     if not (Path(base)/'unet'/'config.json').is_file():
         raise ValueError(f"base must be one of {', '.join(SHAPES)}, or a folder with a Stable Diffusion in it, got {base}")
-    return *[json.loads((Path(base)/part/'config.json').read_text()) for part in ('unet', 'vae')], [json.loads((Path(base)/'text_encoder'/'config.json').read_text())]
+    unet, vae, *encoders = [json.loads(file.read_text()) for part in ('unet', 'vae', 'text_encoder', 'text_encoder_2') if (file := Path(base)/part/'config.json').is_file()]
+    return unet, vae, encoders
 
 # %% ../nbs/00_plan.ipynb #3175a126
 class _Ledger:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 # %% ../nbs/06_report.ipynb #a4c2939d
 from .loss import Base, Cache, controlnet_loss, gather
 from .pocket import BASES, default_guidance
-from .publish import SOURCES, public
+from .publish import SOURCES, card_head, public
 
 # %% ../nbs/06_report.ipynb #9f2094b4
 def ai_generated(
@@ -120,7 +120,7 @@ _ASKS_LITTLE = 'apache-2.0', 'mit', 'cc0-1.0', 'unlicense' # data under these le
 def _head_of(name): # of its card: what it says about its licence
     if name in _PUBLISHED: return dict(SOURCES['facesynthetics'][0])
     card = Path(name)/'README.md'
-    return {key: value for key, value in (ModelCard.load(card).data.to_dict() if card.is_file() else {}).items() if key.startswith('license')}
+    return {key: value for key, value in (card_head(card) if card.is_file() else {}).items() if key.startswith('license')}
 
 def licences(
     base:str, # its name, folder or Hub id

@@ -194,7 +194,7 @@ def lock(
     out:str|Path, # the folder that will be written; the lock is a hidden file beside it
 )->Iterator[None]:
     "Let one process at a time write `out`; turn any other away with a sentence"
-    out = Path(out).absolute()
+    out = Path(out).resolve()   # where a link leads to, not the link
     out.parent.mkdir(parents=True, exist_ok=True)
     path = out.with_name(f'.{out.name}.lock')
     with open(path, 'a+') as file:
@@ -240,7 +240,7 @@ def staged(
     settings:dict|None=None, # what it is made from; goes into the manifest
 )->Iterator[Path]: # an empty folder beside `out`, which becomes `out` when the block ends well
     "Write a folder so that it is whole or not there"
-    out = Path(out).absolute()
+    out = Path(out).resolve()
     with lock(out):
         new, old = (out.with_name(f'.{out.name}.{state}') for state in ('new', 'old'))
         if old.exists() and not out.exists(): old.rename(out)   # killed between the two renames below

@@ -345,7 +345,7 @@ def _draw_rows(axis, points, names, name, colour): # a line for each arm, a dot 
     for p, label in zip(points, _labels(points)): axis.plot(_number(p[name]), names.index(label), 'o', color=colour, alpha=.5, ms=5)
     for y, label in enumerate(names): axis.plot(means[label][name][0], y, '|', color=colour, ms=14, mew=2)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    axis.locator_params(axis='x', nbins=5)
+    axis.locator_params(axis='x', nbins=4)
     axis.set_ylim(len(names) - .5, -.5)
 
 # %% ../nbs/13_studies.ipynb #bc139506

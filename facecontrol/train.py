@@ -38,7 +38,7 @@ from tqdm import tqdm
 # %% ../nbs/07_train.ipynb #02c17c30
 from .facesynthetics import decode_image
 from .checkpoint import checkpoints, latest_checkpoint, load_checkpoint, save_checkpoint
-from .loss import Base, Batch, Cache, cache_latents, check_columns, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
+from .loss import Base, Batch, Cache, cache_latents, check_columns, check_fit, controlnet_loss, controlnet_pipeline, draw_batch, draw_timesteps, frozen_models
 from .loss import load_base, new_controlnet, pixels
 from .memory import LADDER, Rung, StepInBackward, begin_step, checkpoint_blocks, end_step, make_optimizer
 from .plan import plan
@@ -277,9 +277,7 @@ def _first(start, base, seed): # the ControlNet to train
     try: controlnet = ControlNetModel.from_pretrained(start, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise ValueError(f'controlnet_model_name_or_path must be a ControlNet, got {start}: {str(error).splitlines()[0]}') from None
-    for name in ('in_channels', 'block_out_channels', 'cross_attention_dim', 'addition_embed_type'):
-        of_start, of_base = (list(value) if isinstance(value, tuple) else value for value in (controlnet.config[name], base.unet.config[name]))
-        if of_start != of_base: raise ValueError(f"controlnet_model_name_or_path must be for this base, got {start}: its {name} is {of_start}, the base's {of_base}")
+    check_fit(controlnet, base.unet, f'controlnet_model_name_or_path {start}')
     return controlnet
 
 def _models(

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from skimage import data
 from tiny import tiny_base
 from typer.testing import CliRunner
-from facecontrol.cli import app
+from facecontrol.cli import _sentence, app, main
 from facecontrol.facesynthetics import encode_png, format_landmarks, parse_landmarks
 from facecontrol.landmarks import draw_mask
 from facecontrol.store import write_json
@@ -73,7 +73,7 @@ def test_train_hands_on_all_but_its_own_flags(monkeypatch, tmp_path):
     small = tiny_base(tmp_path/'base')
     shell('train', '--pretrained_model_name_or_path', small, '--stop_when_worse', 3, '--clip', 'another')
     assert given[-1] == (['--pretrained_model_name_or_path', str(small)], 'stop after 3, by pocket and another')
-    with pytest.raises(ValueError, match='must judge sd21 by --detector spiga'): shell('train', '--pretrained_model_name_or_path', 'sd21', '--stop_when_worse', 3)
+    with pytest.raises(ValueError, match='sd21 must be judged by --detector spiga'): shell('train', '--pretrained_model_name_or_path', 'sd21', '--stop_when_worse', 3)
 
 def test_a_build_is_not_gone_on_with_other_boxes(work):
     build = ('build', work/'photos.zip', work/'boxes', '--captioner', 'none', '--max-bad', 1)
@@ -97,8 +97,20 @@ def test_evaluate_tells_spiga_where_to_look(monkeypatch):
     ('generate --prompt a --controlnet b --out c.png', 'exactly one of --image, --landmarks and --mask, got none'),
     ('generate --prompt a --controlnet b --out c.jpg --mask d', '--out must end in .png'),
     ('generate --prompt a --controlnet b --out c.png --mask d', 'there is no file d'),
-    ('evaluate nowhere', 'run must be the output_dir of a training')])
+    ('evaluate nowhere', 'run must be the output_dir of a training'),
+    ('evaluate owner/controlnet --base sd21', 'sd21 must be judged by --detector spiga')])
 def test_bad_input_costs_a_sentence(work, monkeypatch, words, said):
     monkeypatch.chdir(work)
     with pytest.raises(ValueError, match=said): shell(*words.split())
     assert not (work/'out').exists()
+
+def test_what_a_disk_or_a_library_says_is_a_sentence_too(monkeypatch, tmp_path):
+    (tmp_path/'file').write_text('')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr('sys.argv', 'facecontrol faces file/out --n 1'.split())
+    with pytest.raises(SystemExit, match=r'^facecontrol: .*file.*: (Not a directory|File exists)$'): main()
+    assert str(_sentence(OSError('offline\nsee https://…'))) == 'offline'
+
+def test_without_a_base_the_run_says_its_own(work):
+    shell('generate', '--prompt', 'an astronaut', '--controlnet', work/'controlnet', '--mask', work/'mask.png', '--steps', 1, '--out', work/'own.png')
+    assert json.loads(Image.open(work/'own.png').text['settings'])['base'] == 'base'

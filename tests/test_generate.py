@@ -3,6 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import ControlNetModel, StableDiffusionPipeline, StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from hypothesis import given, settings, strategies as st
@@ -11,6 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from facecontrol.faces import draw_face, sample_face
 from facecontrol.generate import express, generate, lift, load_pipeline, morph, move, pose, scale, view
 from facecontrol.landmarks import draw_mask, nme
+from facecontrol.loss import fingerprint
 
 mask = draw_mask(draw_face(sample_face(3), 64).visible, 64)
 
@@ -82,3 +84,13 @@ def test_edits_compose(points, yaw, more, smile):
 def test_a_turn_is_the_same_wherever_and_however_large_the_face(points, yaw, by, to):
     points = points.astype(float)
     assert nme([pose(by * points + to, yaw)], [by * pose(points, yaw) + to])[0] < .01
+
+def test_a_controlnet_of_another_base_is_refused(sd15, sdxl):
+    with pytest.raises(ValueError, match=f"controlnet for {sdxl} must be for this base: its cross_attention_dim is 32, the base's 64"):
+        load_pipeline(sdxl, loud(load_pipeline(sd15, device='cpu').unet), 'cpu')
+
+def test_weights_that_wait_elsewhere_are_the_same(sd15):
+    unet = load_pipeline(sd15, device='cpu').unet
+    said = fingerprint(unet)
+    cpu_offload(unet, 'cpu')   # as `enable_sequential_cpu_offload` does on a small card
+    assert all(p.is_meta for p in unet.parameters()) and fingerprint(unet) == said

@@ -103,3 +103,10 @@ def test_a_checkpoint_with_one_wrong_byte_in_its_manifest_is_passed_over(tmp_pat
         assert f'{manifest} is damaged' in capsys.readouterr().out, n
     manifest.write_bytes(whole)
     assert latest_checkpoint(tmp_path) == tmp_path/'checkpoint-2'
+
+def test_a_link_is_followed_and_stays(tmp_path):
+    (tmp_path/'big').mkdir()
+    (tmp_path/'faces').symlink_to(tmp_path/'big')
+    for text in ('old', 'new'):
+        write(tmp_path/'faces', text)
+        assert (tmp_path/'faces').is_symlink() and read(tmp_path/'big') == [text] * 2 and len(list(tmp_path.iterdir())) == 2
