@@ -6,7 +6,7 @@
 __all__ = ['ray_spread', 'measure_stages', 'cluster_cost']
 
 # %% ../nbs/11_scale.ipynb #323d8af3
-import pickle, sys, time
+import os, pickle, shlex, sys, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from tempfile import TemporaryDirectory
@@ -42,11 +42,12 @@ def ray_spread(
     num_gpus:float=0, # for each actor
 )->Iterator: # (task, result), in the order in which they are done
     "Do tasks on a Ray cluster; the one that is connected, or this machine"
-    import ray.data
+    import ray, ray.data
     from ray.data import ActorPoolStrategy, DataContext
     rows = [dict(task=pickle.dumps(task)) for task in tasks]
     if not rows: return
     if workers < 1: raise ValueError(f'workers must be at least 1 on Ray, got {workers}')
+    if not (ray.is_initialized() or 'RAY_ADDRESS' in os.environ): ray.init(runtime_env=dict(py_executable=shlex.quote(sys.executable)))   # Ray itself stumbles over a space in a path
     DataContext.get_current().enable_progress_bars = False
     found = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Builder, fn_constructor_args=[pickle.dumps(work)], compute=ActorPoolStrategy(size=min(workers, len(rows))),

@@ -1,5 +1,5 @@
 "Workers end with their parent, whatever ends it"
-import os, signal, subprocess, sys, time
+import importlib.util, os, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -54,3 +54,10 @@ def test_ctrl_c_ends_the_workers_and_leaves_a_usable_process():
     os.killpg(process.pid, signal.SIGINT)      # as a terminal does: to everybody at once
     said, errors = process.communicate(timeout=60)
     assert said == 'left [] and still works True\n' and not errors
+
+@pytest.mark.skipif(not importlib.util.find_spec('ray'), reason='Ray is not installed')
+def test_ray_works_from_a_folder_with_a_space(tmp_path):
+    (tmp_path/'a folder').symlink_to(sys.prefix)
+    script = 'import operator; from facecontrol.scale import ray_spread; print(sorted(ray_spread(operator.is_, [1, 2], workers=1)))'
+    said = subprocess.run([tmp_path/'a folder/bin/python', '-c', script], capture_output=True, text=True, timeout=300)
+    assert said.stdout.strip().endswith('[(1, False), (2, False)]'), said.stderr[-2000:]
