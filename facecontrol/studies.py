@@ -263,7 +263,7 @@ def made_with(
     folder:str|Path, # as in `read_results`
 )->dict: # hours of training and looking, machine, versions
     "What the studies took, and on what"
-    looks = [look for file in sorted(Path(folder).glob('*.json')) for look in json.loads(file.read_text())['looks'].values()]
+    looks = [look for file in sorted(Path(folder).glob('*.json')) for look in json.loads(file.read_text()).get('looks', {}).values()]   # the race of the page Train lies beside them
     hours = {f'{what}, hours': round(sum(look['seconds'][what] for look in looks) / 3600, 2) for what in ('training', 'looking')}
     where = {name: ', '.join(sorted({str(look[name]) for look in looks})) for name in ('machine', 'threads', 'python', 'commit')}
     return hours | where | {name: ', '.join(sorted({look['versions'].get(name, '') for look in looks})) for name in ('torch', 'diffusers')}

@@ -87,7 +87,7 @@ def test_evaluate_tells_spiga_where_to_look(monkeypatch):
     monkeypatch.setattr(detect, 'load_finder', lambda: 'finder')
     for name in ('pocket', 'spiga'): cli._detector(name)
     monkeypatch.setattr(evaluate, 'load_clip', lambda name: name)
-    with pytest.raises(ValueError, match='run must be'): shell('evaluate', 'nowhere', '--detector', 'spiga')
+    with pytest.raises(ValueError, match='run must be'): shell('evaluate', 'nowhere', '--base', 'pocket', '--detector', 'spiga')
     assert given == [('pocket', True), ('spiga', False), ('spiga', False)]
 
 @pytest.mark.parametrize('words, said', [
