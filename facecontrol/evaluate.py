@@ -635,9 +635,9 @@ def detector_floor(
     exam:Exam, # its rows and its base
 )->float: # median NME
     "The error of the true pictures, seen through the base's autoencoder"
-    exam.last = ()   # the networks make room: the autoencoder alone, in float32, for SDXL's overflows in float16
+    exam.last = ()   # the networks make room: the autoencoder alone, which comes in float32, for SDXL's overflows in float16
     torch.cuda.empty_cache()
-    vae = AutoencoderKL.from_pretrained(resolve_base(exam.base), subfolder='vae', use_safetensors=True).to(best_device(), torch.float32)
+    vae = AutoencoderKL.from_pretrained(resolve_base(exam.base), subfolder='vae', use_safetensors=True).to(best_device())
     processor, size = VaeImageProcessor(), exam.plain[0][0].size
     parts = [processor.preprocess(row['image'].resize(size)).to(vae.device) for row in exam.rows]
     seen = [picture for part in parts for picture in processor.postprocess(vae.decode(vae.encode(part).latent_dist.mode()).sample, output_type='pil')]

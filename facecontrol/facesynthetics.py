@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'SEGMENTATION', 'MAX_BYTES', 'encode_png', 'format_landmarks', 'write_frames', 'draw_frames',
-           'upright', 'decode_image', 'decode_seg', 'parse_landmarks', 'Frame', 'decode_frame', 'frames']
+           'turn_upright', 'decode_image', 'decode_seg', 'parse_landmarks', 'Frame', 'decode_frame', 'frames']
 
 # %% ../nbs/03_facesynthetics.ipynb #9d9c4af7
 import errno, io, json, re, stat, warnings, zipfile, zlib
@@ -110,7 +110,7 @@ def _open(data, name):
     return picture
 
 # %% ../nbs/03_facesynthetics.ipynb #52a03405
-def upright(
+def turn_upright(
     picture:Image.Image, # as a file holds it
 )->Image.Image:
     "Turn a picture as its camera noted; a note that cannot be read turns nothing"
@@ -123,7 +123,7 @@ def decode_image(
     name:str='image', # what to call it in an error
 )->Image.Image: # RGB, upright
     "The picture in a file, or one sentence about why there is none"
-    picture = upright(_open(data, name))
+    picture = turn_upright(_open(data, name))
     if picture.mode[:1] in 'IF':
         levels = np.asarray(picture)
         low, high = levels.min(), levels.max()

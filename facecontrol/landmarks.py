@@ -403,4 +403,4 @@ def auc(
     threshold:float, # where the curve ends; fraction of the norm
 )->float: # 0 (every face fails) to 1 (no error at all)
     "Area under the curve 'share of faces with at most this error', up to the threshold"
-    return float(np.mean(np.clip(1 - np.nan_to_num(errors, nan=np.inf) / threshold, 0, 1)))
+    return float(np.mean(np.clip(1 - np.nan_to_num(errors, nan=np.inf, posinf=np.inf) / threshold, 0, 1)))

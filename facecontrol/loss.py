@@ -30,7 +30,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 # %% ../nbs/05_loss.ipynb #717921cb
-from .facesynthetics import upright
+from .facesynthetics import turn_upright
 from .pocket import is_small, resolve_base
 from .store import staged, verify
 
@@ -268,7 +268,7 @@ def _decoded(picture, row, column):
     try:
         if not isinstance(picture, Image.Image): picture = Image.open(io.BytesIO(_bytes(picture, row, column)))
         picture.load()
-        return upright(picture) # as `datasets` has it
+        return turn_upright(picture) # as `datasets` has it
     except OSError as error: raise ValueError(f'{column} must hold pictures, got one that does not open in row {row}: {error}') from None
 
 # %% ../nbs/05_loss.ipynb #2d3e5489
